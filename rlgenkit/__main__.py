@@ -1,0 +1,152 @@
+"""Command line: `python -m rlgenkit --help`. Imports stay light until a command needs more."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+from rlgenkit.commands.places import ROOT, InputError, find, series
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one sentence instead of a usage block for bad input."""
+
+    def error(self, message: str):
+        self.exit(2, f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = Parser(prog="rlgenkit", allow_abbrev=False,
+                 description="RL for generative models, as notebooks that run.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    add("list", "notebooks, with title and parameters of one: list [NB]").add_argument(
+        "notebook", nargs="?")
+    run = add("run", "execute a notebook through papermill; the same command resumes a killed run")
+    run.add_argument("notebook", help="01, 01_ddpo or a path")
+    run.add_argument("-p", dest="pairs", nargs=2, action="append", default=[],
+                     metavar=("NAME", "VALUE"), help="set a parameter")
+    run.add_argument("--profile", help="quick, default or full")
+    run.add_argument("--out", help="run folder (default runs/NB/...)")
+    run.add_argument("--limit", type=float, help="seconds for the whole notebook")
+    run.add_argument("--commit", action="store_true",
+                     help="official run: write back notebooks/NB.ipynb and data/results/NN.json")
+    sweep = add("sweep", "every combination of values: sweep NB clip=1e-4,1e-2 seed=0..4")
+    sweep.add_argument("notebook")
+    sweep.add_argument("axes", nargs="+", metavar="name=a,b")
+    sweep.add_argument("--profile")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    sweep.add_argument("--limit", type=float)
+    check = add("check", "lint of the notebooks, freshness of outputs and of generated pages")
+    check.add_argument("notebooks", nargs="*")
+    report = add("report", "README tables, REPRODUCIBILITY.md, data/README.md from the results")
+    report.add_argument("--check", action="store_true", help="write nothing, only compare")
+    add("doctor", "versions against the lock, device, models and data files")
+    for name, text in (("student", "student copies without solutions -> build/student"),
+                       ("solutions", "copies with solutions -> build/solutions"),
+                       ("slides", "HTML slides -> build/slides")):
+        add(name, text).add_argument("notebooks", nargs="*")
+    for name, (text, _) in PASSED_ON.items():
+        passed = add(name, f"{text}; further options are handed on")
+        passed.add_argument("rest", nargs=argparse.REMAINDER)
+    return top
+
+
+# Commands that hand everything after their name to another program.
+PASSED_ON = {
+    "test": ("all tests (pytest)", ["-m", "pytest"]),
+    "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
+    "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
+    "models": ("train the embedded models from nothing", ["-m", "rlgenkit.models.train"]),
+    "lab": ("JupyterLab on 00_start_here",
+            ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
+}
+
+
+def pass_on(name: str, rest: list[str]) -> int:
+    """Run another program of the project from the root of the checkout; its exit code."""
+    if name == "models" and not rest:
+        rest = ["all"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    return subprocess.call([sys.executable, *PASSED_ON[name][1], *rest], cwd=ROOT, env=env)
+
+
+def list_notebooks(name: str | None) -> int:
+    """Print the series, or one notebook's parameters with defaults and help."""
+    if name is not None:
+        from rlgenkit.workbook.parameters import declared
+
+        found = declared(find(name))
+        for key, kind in found.types.items():
+            print(f"{key:14} {kind:14} {found.defaults[key]!s:12} {found.help[key]}")
+        return 0
+    from rlgenkit.commands.report import title
+
+    for path in series():
+        print(f"{path.stem:28} {title(path)}")
+    return 0
+
+
+def check(names: list[str]) -> int:
+    """Lint and freshness of the named notebooks, or of all and of the generated pages."""
+    from rlgenkit.commands import committed, lint, report
+
+    rows = []
+    for path in [find(n) for n in names] or series():
+        rows += [f"{path.name}: {text}" for text in lint.lint(path) + committed.problems(path)]
+    if not names:
+        rows += [f"{page}: out of date, run python -m rlgenkit report" for page in report.report(True)]
+    print("\n".join(rows) or "ok")
+    return int(bool(rows))
+
+
+def dispatch(args: argparse.Namespace) -> int:
+    """Call the command; every import of weight happens in here."""
+    name = args.command
+    if name in PASSED_ON:
+        return pass_on(name, args.rest)
+    if name == "list":
+        return list_notebooks(args.notebook)
+    if name == "check":
+        return check(args.notebooks)
+    if name == "doctor":
+        from rlgenkit.commands.doctor import doctor
+        return doctor()
+    if name == "report":
+        from rlgenkit.commands.report import report
+        stale = report(args.check)
+        print("\n".join(f"{'out of date' if args.check else 'written'}: {p}" for p in stale) or "ok")
+        return int(bool(stale) and args.check)
+    if name in ("student", "solutions", "slides"):
+        from rlgenkit.commands.export import write_copies
+        for path in write_copies([find(n) for n in args.notebooks] or series(), name):
+            print(path.relative_to(ROOT))
+        return 0
+    from rlgenkit.commands import run
+    if name == "run":
+        return run.run(args.notebook, args.pairs, args.profile, args.out, args.limit, args.commit)
+    if args.jobs < 1:
+        raise InputError("--jobs must be at least 1.")
+    return run.sweep(args.notebook, args.axes, args.profile, args.jobs, args.limit)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 bad input (one sentence on stderr), 124 time, 138 dead kernel."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in PASSED_ON:  # argparse would take the other program's options for its own
+        return pass_on(argv[0], argv[1:])
+    args = parser().parse_args(argv)
+    try:
+        return dispatch(args)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

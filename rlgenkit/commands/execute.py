@@ -1,0 +1,131 @@
+"""Child process of `rlgenkit run`: execute one notebook through papermill, log everything.
+
+Usage: python -m rlgenkit.commands.execute SPEC.json (written by `rlgenkit.commands.run`).
+It has its own process so that a hanging or killed kernel never takes the caller with it.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+DEAD_KERNEL = 138  # papermill's own exit code for a kernel that vanished
+
+
+class Screen:
+    """Progress for a person: a line per section and note; in a terminal one line, rewritten."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.start, self.index = total, time.monotonic(), 0
+        self.section, self.live = "", sys.stderr.isatty()
+
+    def line(self, text: str) -> None:
+        """Write one progress line: cell, elapsed time, text."""
+        seconds = int(time.monotonic() - self.start)
+        row = f"[{self.index:3d}/{self.total}] {seconds // 60:02d}:{seconds % 60:02d}  {text}"
+        sys.stderr.write(f"\r\x1b[K{row[:100]}" if self.live else f"{row}\n")
+        sys.stderr.flush()
+
+    def on_cell(self, cell, cell_index: int) -> None:
+        """Hook of nbclient, before each code cell."""
+        section, self.index = cell.metadata.get("rlgenkit_section", self.section), cell_index + 1
+        if self.live or section != self.section:
+            self.section = section
+            self.line(section)
+
+    def on_message(self, message: dict) -> None:
+        """The workbook's progress lines: displays that are plain text and nothing else."""
+        data = message["content"].get("data", {})
+        if message["msg_type"] in ("display_data", "update_display_data") and set(data) == {"text/plain"}:
+            self.line(data["text/plain"].strip().splitlines()[-1])
+
+
+def register_engine(screen: Screen) -> str:
+    """A papermill engine that shows updates of a display live (papermill drops them); its name."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
+
+    # Sockets in the file system need no port; Windows has only the other kind.
+    transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
+
+    class LiveClient(PapermillNotebookClient):
+        def process_message(self, msg, cell, cell_index):
+            screen.on_message(msg)
+            return super().process_message(msg, cell, cell_index)
+
+    class LiveEngine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **settings):
+            settings = {k: v for k, v in settings.items() if k not in ("input_path", "execution_timeout")}
+            LiveClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
+                       log=logging.getLogger("papermill"), config=transport, **settings).execute()
+
+    papermill_engines.register("live", LiveEngine)
+    return "live"
+
+
+def label_sections(nb) -> None:
+    """Write into each code cell the last level-2 heading above it (dropped when normalizing)."""
+    section = "start"
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            heads = [r[3:].strip() for r in cell.source.splitlines() if r.startswith("## ")]
+            section = heads[-1] if heads else section
+        else:
+            cell.metadata["rlgenkit_section"] = section
+
+
+def html_copy(notebook: Path, target: Path) -> None:
+    """HTML beside the notebook; the classic template is the one that keeps figures' alt text."""
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(template_name="classic").from_filename(str(notebook))
+    target.write_text(body, encoding="utf-8")
+
+
+def main(spec: dict) -> int:
+    """Execute; the exit code is 0, 1 (error in a cell; its name goes to error.json) or 138."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    out = Path(spec["out_dir"])
+    log = open(out / "run.log", "a", encoding="utf-8")
+    handler = logging.StreamHandler(log)
+    logging.getLogger("papermill").addHandler(handler)
+    logging.getLogger("papermill").propagate = False
+    nb = nbformat.read(spec["notebook"], as_version=4)
+    label_sections(nb)
+    source, target = out / "source.ipynb", out / spec["name"]
+    nbformat.write(nb, source)
+    screen = Screen(len(nb.cells))
+    try:
+        papermill.execute_notebook(
+            str(source), str(target), parameters=spec["parameters"], progress_bar=False,
+            log_output=True, start_timeout=120, engine_name=register_engine(screen),
+            cwd=spec["cwd"], autosave_cell_every=30, on_cell_start=screen.on_cell,
+            kernel_name="python3", language="python")
+    except PapermillExecutionError as error:
+        log.write(str(error))
+        row = {"ename": error.ename, "evalue": error.evalue, "cell": error.cell_index}
+        (out / "error.json").write_text(json.dumps(row), encoding="utf-8")
+        return 1
+    except DeadKernelError as error:
+        log.write(f"DeadKernelError: {error}\n")
+        return DEAD_KERNEL
+    finally:
+        if screen.live:
+            sys.stderr.write("\n")
+        source.unlink(missing_ok=True)
+        log.flush()
+    if spec["html"]:
+        html_copy(target, target.with_suffix(".html"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

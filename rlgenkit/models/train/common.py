@@ -1,0 +1,120 @@
+"""What the training scripts of the embedded models share: a resumable loop and its schedule."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = ROOT / "data" / "models"
+WORK = ROOT / "build" / "models"  # checkpoints and logs of running trainings (not committed)
+
+
+def cosine(step: int, steps: int, warmup: int = 50) -> float:
+    """Learning-rate factor: linear warm-up, then a cosine down to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def optimizers_for(module: nn.Module, muon_lr: float, adam_lr: float,
+                   blocks: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the named sub-modules, AdamW on everything else."""
+    named = list(module.named_parameters())
+    matrices = [p for n, p in named if p.ndim == 2 and n.split(".")[0] in blocks]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
+            torch.optim.AdamW(rest, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98))]
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Tensors of an optimizer's state, named "parameter.key"."""
+    return {f"{i}.{k}": torch.as_tensor(v).clone() for i, state in optimizer.state_dict()["state"].items()
+            for k, v in state.items() if v is not None}
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state,
+                               "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _save(path: Path, tensors: dict[str, Tensor], step: int, seconds: float) -> None:
+    """Write a checkpoint beside its place, then move it there, so that a crash keeps the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path) + ".part",
+              metadata={"progress": json.dumps({"step": step, "seconds": seconds})})
+    os.replace(str(path) + ".part", path)
+
+
+def _progress(path: Path) -> dict[str, float]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
+def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int,
+        loss_at: Callable[[int], Tensor], ema: float = 0.998, every: int = 200) -> float:
+    """Minimize loss_at(step) for `steps` steps; the module ends with its averaged weights.
+
+    Resumes from build/models/<name>.safetensors. loss_at must draw its randomness from the step
+    number, so that a resumed training equals an uninterrupted one. Returns the seconds it took.
+    """
+    path, rates = WORK / f"{name}.safetensors", [o.param_groups[0]["lr"] for o in optimizers]
+    average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    start, seconds = 0, 0.0
+    if path.exists():
+        tensors = load_file(path)
+        module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        for i, o in enumerate(optimizers):
+            _unflatten(o, {k[len(f"o{i}."):]: v for k, v in tensors.items() if k.startswith(f"o{i}.")})
+        start, seconds = int(_progress(path)["step"]), _progress(path)["seconds"]
+    for step, loss in _descend(module, optimizers, rates, start, steps, loss_at):
+        began = time.perf_counter() if step == start else began
+        rate = min(ema, (step + 1) / (step + 10))
+        for k, v in module.state_dict().items():
+            average[k].lerp_(v, 1 - rate) if v.is_floating_point() else average[k].copy_(v)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
+            state = {f"o{i}.{k}": v for i, o in enumerate(optimizers) for k, v in _flatten(o).items()}
+            _save(path, {**{f"model.{k}": v for k, v in module.state_dict().items()}, **state,
+                         **{f"ema.{k}": v for k, v in average.items()}}, step + 1, seconds)
+            print(f"{name} {step + 1}/{steps} loss {loss:.4f} {seconds:.0f} s", flush=True)
+    module.load_state_dict(average)
+    return seconds
+
+
+def _descend(module: nn.Module, optimizers: list[torch.optim.Optimizer], rates: list[float], start: int,
+             steps: int, loss_at: Callable[[int], Tensor]) -> Iterator[tuple[int, float]]:
+    """Take the optimizer steps, yielding (step, loss smoothed over about 50 steps)."""
+    smooth = None
+    for step in range(start, steps):
+        loss = loss_at(step)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; the last checkpoint is kept")
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        for optimizer, rate in zip(optimizers, rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * cosine(step, steps)
+            optimizer.step()
+        module.zero_grad(set_to_none=True)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        yield step, smooth
+
+
+def at_step(seed: int, step: int) -> torch.Generator:
+    """The generator of one training step."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)

@@ -1,0 +1,73 @@
+"""From scores to an update: advantages, losses, anchors, weighted regression, update rules."""
+
+from .advantages import (
+    PromptTracker,
+    batch_advantages,
+    group_advantages,
+    group_moments,
+    nonzero_rows,
+    standardize_then_sum,
+)
+from .ema import Ema
+from .losses import (
+    Clip,
+    anchor_terms,
+    anchor_weights,
+    grpo_loss,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    ppo_clip_loss,
+    ppo_clip_terms,
+    ratio_stats,
+    reinforce_loss,
+    reinforce_terms,
+    velocity_mse,
+)
+from .regression import (
+    best_and_worst,
+    best_of_group,
+    nft_decay,
+    nft_loss,
+    nft_optimality,
+    nft_terms,
+    rwr_weights,
+    sparse_rwr_weights,
+    weighted_denoising_loss,
+)
+from .updates import Replay, make_optimizer, policy_gradient_update
+
+__all__ = [
+    "Clip",
+    "Ema",
+    "PromptTracker",
+    "Replay",
+    "anchor_terms",
+    "anchor_weights",
+    "batch_advantages",
+    "best_and_worst",
+    "best_of_group",
+    "grpo_loss",
+    "group_advantages",
+    "group_moments",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "make_optimizer",
+    "nft_decay",
+    "nft_loss",
+    "nft_optimality",
+    "nft_terms",
+    "nonzero_rows",
+    "policy_gradient_update",
+    "ppo_clip_loss",
+    "ppo_clip_terms",
+    "ratio_stats",
+    "reinforce_loss",
+    "reinforce_terms",
+    "rwr_weights",
+    "sparse_rwr_weights",
+    "standardize_then_sum",
+    "velocity_mse",
+    "weighted_denoising_loss",
+]

@@ -1,0 +1,133 @@
+"""Updates by weighted denoising: RWR, best of a group, and the forward-process loss of
+DiffusionNFT.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rwr_weights(
+    values: Tensor, temperature: float, groups: Tensor | None = None, valid: Tensor | None = None
+) -> Tensor:
+    """Reward-weighted regression: softmax(r / temperature) [B], summing to 1 (DDPO, section 4.2).
+
+    With groups Long[B] the softmax is taken inside each group and every group gets the same total.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
+    if not mask.any():
+        raise ValueError("rwr_weights needs at least one valid reward")
+    logits = torch.where(mask, values.double() / temperature, -torch.inf)
+    if groups is None:
+        return logits.softmax(0).float()
+    weights, ids = torch.zeros_like(logits), groups[mask].unique()
+    for g in ids:
+        inside = groups == g
+        weights[inside] = logits[inside].softmax(0) / len(ids)
+    return weights.float()
+
+
+def sparse_rwr_weights(values: Tensor, keep: float = 0.1, valid: Tensor | None = None) -> Tensor:
+    """Sparse RWR: equal weights on the best share `keep` of the valid rewards, 0 elsewhere; sum 1.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], got {keep}")
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
+    if not mask.any():
+        raise ValueError("sparse_rwr_weights needs at least one valid reward")
+    threshold = values[mask].double().quantile(1 - keep)
+    kept = mask & (values.double() >= threshold)
+    return kept.float() / kept.sum()
+
+
+def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_i mean_j (prediction - target)^2: scalar from [B, ...], [B, ...] and weights [B]."""
+    return (weights * (prediction.float() - target.float()).flatten(1).square().mean(1)).sum()
+
+
+def best_of_group(
+    values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None
+) -> Tensor:
+    """Rows Long of the k best valid samples of every group, in order of group id (rejection
+    tuning).
+    """
+    if k < 1:
+        raise ValueError(f"k must be >= 1, got {k}")
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
+    chosen = []
+    for g in groups.unique():
+        rows = ((groups == g) & mask).nonzero().flatten()
+        order = values[rows].argsort(descending=True, stable=True)
+        chosen.append(rows[order[:k]])
+    return torch.cat(chosen)
+
+
+def best_and_worst(values: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Pairs Long[P, 2] of (best, worst) row per group for preference losses; groups of ties have
+    none.
+    """
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
+    pairs = []
+    for g in groups.unique():
+        rows = ((groups == g) & mask).nonzero().flatten()
+        if len(rows) > 1 and values[rows].max() > values[rows].min():
+            pairs.append(torch.stack([rows[values[rows].argmax()], rows[values[rows].argmin()]]))
+    return torch.stack(pairs) if pairs else groups.new_zeros(0, 2, dtype=torch.long)
+
+
+def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
+    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from group advantages [B]."""
+    return (advantages / (2 * clip) + 0.5).clamp(0, 1)
+
+
+def nft_decay(update: int, slope: float = 0.001, delay: int = 0, limit: float = 0.5) -> float:
+    """EMA decay of the old policy: min(slope * (update - delay), limit), 0 before the delay."""
+    return min(slope * max(update - delay, 0), limit)
+
+
+def nft_terms(
+    velocity: Tensor,
+    old_velocity: Tensor,
+    target: Tensor,
+    optimality: Tensor,
+    strength: float = 1.0,
+    sigma: Tensor | None = None,
+) -> Tensor:
+    """DiffusionNFT (arXiv 2509.16117), per sample [B], on forward-noised latents.
+
+    r |v+ - v|^2 + (1-r) |v- - v|^2 (mean over elements) with v+ = (1-b) v_old + b v_theta and v- =
+    (1+b) v_old - b v_theta; optimality r [B] in 0..1, strength b > 0. Its minimum over v_theta is
+    v_old + (2 r - 1)(v - v_old)/b for a fixed target v. sigma [B]: the released form instead, in
+    clean-latent space (error sigma |v+- - v|), every branch divided by its detached mean absolute
+    error, and all by b.
+    """
+    if strength <= 0:
+        raise ValueError(f"strength must be > 0, got {strength}")
+    old = old_velocity.detach().float()
+    positive = (1 - strength) * old + strength * velocity.float()
+    negative = (1 + strength) * old - strength * velocity.float()
+    errors = []
+    for branch in (positive, negative):
+        gap = (branch - target.float()).flatten(1)
+        if sigma is not None:
+            gap = gap * sigma.to(gap).view(-1, 1)
+        error = gap.square().mean(1)
+        if sigma is not None:
+            error = error / gap.detach().abs().mean(1).clamp(min=1e-5) / strength
+        errors.append(error)
+    return optimality * errors[0] + (1 - optimality) * errors[1]
+
+
+def nft_loss(
+    velocity: Tensor,
+    old_velocity: Tensor,
+    target: Tensor,
+    optimality: Tensor,
+    strength: float = 1.0,
+    sigma: Tensor | None = None,
+) -> Tensor:
+    """Mean of nft_terms: scalar."""
+    return nft_terms(velocity, old_velocity, target, optimality, strength, sigma).mean()

@@ -1,0 +1,155 @@
+"""Several scores of the same batch become one.
+
+Each function takes K `Scores` of B samples. A sample is valid in the result if it is valid in
+every part; with `missing="skip"` one valid part is enough and its weight stands for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Reward, Scores, scored
+
+Missing = Literal["invalid", "skip"]
+Scope = Literal["group", "batch"]
+
+
+def weighted_sum(
+    parts: Sequence[Scores], weights: Sequence[float], missing: Missing = "invalid"
+) -> Scores:
+    """sum_k w_k r_k. With raw rewards the spread decides, see `effective_weights`.
+
+    With missing="skip" the sum over the valid parts is scaled by sum|w| / sum|w of valid|.
+    """
+    values, valid = _stack(parts)
+    return _weigh(values, valid, _weights(parts, weights, values), missing)
+
+
+def standardized_sum(
+    parts: Sequence[Scores],
+    weights: Sequence[float],
+    groups: Tensor,
+    scope: Scope = "group",
+    missing: Missing = "invalid",
+) -> Scores:
+    """sum_k w_k z_k, z_k standardized over the valid samples of the group or of the batch.
+
+    groups Long[B]. Equal weights then mean equal say, whatever the units (MixGRPO adds
+    advantages in this way).
+    """
+    values, valid = _stack(parts)
+    rows = [standardize(scores, groups, scope).values for scores in parts]
+    return _weigh(torch.stack(rows), valid, _weights(parts, weights, values), missing)
+
+
+def product(parts: Sequence[Scores]) -> Scores:
+    """prod_k r_k of nonnegative scores: one part at 0 vetoes. ValueError on negative values."""
+    values, valid = _stack(parts)
+    if (values < 0).any():
+        raise ValueError("a product needs scores >= 0; shift them or use a sum or a minimum.")
+    return scored(values.prod(0), valid.all(0))
+
+
+def minimum(parts: Sequence[Scores]) -> Scores:
+    """min_k r_k: the weakest part decides; only sensible for scores in one unit."""
+    values, valid = _stack(parts)
+    return scored(values.amin(0), valid.all(0))
+
+
+def combined(
+    rewards: Sequence[Reward], combine: Callable[[Sequence[Scores], Tensor], Scores]
+) -> Reward:
+    """One reward from several; `combine(parts, groups)` is a lambda over the functions here.
+
+    Example: combined([ocr, look], lambda parts, groups: weighted_sum(parts, [1.0, 0.5])).
+    """
+
+    def reward(batch: Batch) -> Scores:
+        return combine([part(batch) for part in rewards], batch.groups)
+
+    return reward
+
+
+def standardize(
+    scores: Scores, groups: Tensor, scope: Scope = "group", eps: float = 1e-4
+) -> Scores:
+    """(r - mean) / (std + eps) over the valid samples of each group, or of the whole batch.
+
+    groups Long[B]; statistics in float64, population std. A group without spread (or with one
+    valid sample) gets exactly 0. Invalid samples stay invalid and enter no statistic.
+    """
+    if scope not in ("group", "batch"):
+        raise ValueError(f"scope must be 'group' or 'batch', got {scope!r}.")
+    if groups.shape != scores.values.shape:
+        raise ValueError(
+            f"groups must have the shape {list(scores.values.shape)} of the scores, got "
+            f"{list(groups.shape)}."
+        )
+    index = torch.zeros_like(groups) if scope == "batch" else groups.unique(return_inverse=True)[1]
+    values, weight = scores.values.double(), scores.valid.double()
+    count = _sum_by(weight, index).clamp_min(1)
+    centered = (values - (_sum_by(values * weight, index) / count)[index]) * weight
+    std = (_sum_by(centered**2, index) / count).sqrt()
+    # A spread of rounding errors is no spread: dividing by it would turn noise into signal.
+    scale = _sum_by(values.abs() * weight, index) / count
+    flat = std <= 1e-7 * scale
+    return scored(torch.where(flat[index], 0.0, centered / (std[index] + eps)), scores.valid)
+
+
+def effective_weights(
+    parts: Sequence[Scores], weights: Sequence[float], groups: Tensor
+) -> Tensor:
+    """Share [K] of each part in the spread that the advantages see; sums to 1.
+
+    |w_k| times the root mean square over groups of the within-group std. A raw sum of rewards
+    with spreads 0.02 and 0.5 has shares 0.04 and 0.96 at equal weights. All 0 without spread.
+    """
+    values, _ = _stack(parts)
+    index = groups.unique(return_inverse=True)[1]
+    spread = []
+    for scores in parts:
+        weight = scores.valid.double()
+        mean = _sum_by(scores.values.double() * weight, index) / _sum_by(weight, index).clamp_min(1)
+        residual = (scores.values.double() - mean[index]) * weight
+        spread.append((residual.square().sum() / weight.sum().clamp_min(1)).sqrt())
+    say = torch.stack(spread) * _weights(parts, weights, values).abs().double()
+    return (say / say.sum().clamp_min(1e-12)).float()
+
+
+def _weigh(values: Tensor, valid: Tensor, weights: Tensor, missing: Missing) -> Scores:
+    if missing not in ("invalid", "skip"):
+        raise ValueError(f"missing must be 'invalid' or 'skip', got {missing!r}.")
+    total = torch.einsum("k,kb->b", weights, values)
+    if missing == "invalid":
+        return scored(total, valid.all(0))
+    present = (weights.abs()[:, None] * valid).sum(0)
+    rescale = weights.abs().sum() / present.clamp_min(1e-12)
+    return scored(total * rescale, present > 0)
+
+
+def _stack(parts: Sequence[Scores]) -> tuple[Tensor, Tensor]:
+    if not parts:
+        raise ValueError("a combination needs at least one score.")
+    if len({len(scores.values) for scores in parts}) > 1:
+        sizes = [len(scores.values) for scores in parts]
+        raise ValueError(f"all parts must score the same batch, got sizes {sizes}.")
+    return torch.stack([s.values for s in parts]), torch.stack([s.valid for s in parts])
+
+
+def _weights(parts: Sequence[Scores], weights: Sequence[float], like: Tensor) -> Tensor:
+    if len(weights) != len(parts):
+        raise ValueError(f"{len(parts)} scores need {len(parts)} weights, got {len(weights)}.")
+    result = torch.tensor(list(weights), dtype=like.dtype, device=like.device)
+    if not result.isfinite().all() or not result.any():
+        raise ValueError(f"weights must be finite and not all 0, got {list(weights)}.")
+    return result
+
+
+def _sum_by(values: Tensor, index: Tensor) -> Tensor:
+    """Sums [G] of values [B] by group index [B] in 0..G-1."""
+    groups = int(index.max()) + 1 if len(index) else 0
+    return values.new_zeros(groups).index_add_(0, index, values)

@@ -1,0 +1,287 @@
+"""One affine kernel for sampling and replay, and the loops over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .tables import FLOW_KINDS, StepTable, windowed
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""fn(x [B, ...], t [B]) -> prediction [B, ...]; conditioning and guidance live inside."""
+
+SOLVERS = ("euler", "midpoint", "heun")
+
+
+@dataclass(frozen=True)
+class Step:
+    """sample [B, ...] (x'), log_prob [B] of it, mean [B, ...] of its Gaussian."""
+
+    sample: Tensor
+    log_prob: Tensor
+    mean: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One batch of sampling runs, all float32.
+
+    latents [N+1, B, ...] from noise to the last state; log_probs [N, B], 0 where the step is
+    deterministic; final [B, ...] the latent to decode; table with the rows used; stochastic
+    Bool[N].
+    """
+
+    latents: Tensor
+    log_probs: Tensor
+    final: Tensor
+    table: StepTable
+    stochastic: Tensor
+
+
+def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal float32, drawn on the generator's device: the same numbers on every device.
+    """
+    noise = torch.empty(tuple(shape), device=generator.device).normal_(generator=generator)
+    return noise if noise.device == device else noise.to(device)
+
+
+def initial_noise(
+    batch: int, shape: Sequence[int], generator: torch.Generator, groups: Tensor | None = None
+) -> Tensor:
+    """Start noise [batch, *shape]; with groups Long[batch], equal ids share one draw (MixGRPO)."""
+    if groups is None:
+        return draw_noise((batch, *shape), generator, generator.device)
+    if groups.shape != (batch,):
+        raise ValueError(f"groups must have shape ({batch},), got {tuple(groups.shape)}")
+    ids, index = groups.unique(return_inverse=True)
+    noise = draw_noise((len(ids), *shape), generator, generator.device)
+    return noise[index.to(noise.device)]
+
+
+def _coefficients(table: StepTable, i: int | Tensor, x: Tensor) -> tuple:
+    """a, b, std, precision, log_norm of step i: floats, or tensors [B, 1, ...] (the last two [B]).
+    """
+    if not isinstance(i, Tensor):
+        return table.rows[i]
+    if i.shape != x.shape[:1]:
+        raise ValueError(f"i must be an int or have shape ({len(x)},), got {tuple(i.shape)}")
+    index = i.to(table.a.device)
+    wide = (-1,) + (1,) * (x.ndim - 1)
+    shaped = (c[index].to(x.device).view(wide) for c in (table.a, table.b, table.std))
+    flat = (c[index].to(x.device) for c in (table.precision, table.log_norm))
+    return (*shaped, *flat)
+
+
+def step(
+    table: StepTable,
+    i: int | Tensor,
+    x: Tensor,
+    prediction: Tensor,
+    sample: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> Step:
+    """Sample x' ~ N(A_i x + B_i prediction, C_i^2), or replay a given one.
+
+    i: step number, or Long[B] with one per row; x, prediction, sample [B, ...] of any float type,
+    computed in float32. log_prob [B] is the mean or the sum over the latent elements. Gradients
+    reach the log-prob through the mean only (x' is detached there), while the returned sample keeps
+    its own graph. Both directions compute the log-prob from the stored x', so that a replay is
+    bit-equal.
+    """
+    a, b, std, precision, log_norm = _coefficients(table, i, x)
+    mean = x.float() * a + prediction.float() * b
+    if sample is not None:
+        sample = sample.float()
+    elif isinstance(std, Tensor):
+        sample = mean + _noise(mean, generator) * std
+    elif std == 0.0:
+        sample = mean
+    else:
+        sample = torch.add(mean, _noise(mean, generator), alpha=std)
+    if isinstance(precision, float) and precision == 0.0:
+        return Step(sample, mean.new_zeros(len(mean)), mean)
+    residual = (sample.detach() - mean).flatten(1)
+    log_prob = log_norm - residual.square().mean(1) * precision
+    if reduction == "sum":
+        log_prob = log_prob * residual.shape[1]
+    elif reduction != "mean":
+        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    return Step(sample, log_prob, mean)
+
+
+def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        raise ValueError("a stochastic step needs a generator (or the sample to replay)")
+    return draw_noise(like.shape, generator, like.device)
+
+
+def denoised(table: StepTable, i: int, x: Tensor, prediction: Tensor) -> Tensor:
+    """Estimate of the clean latent [B, ...] at step i (for f(x) of a consistency model: f itself).
+    """
+    return x.float() * float(table.a_x0[i]) + prediction.float() * float(table.b_x0[i])
+
+
+def _predict(denoise: Denoiser, table: StepTable, i: int, x: Tensor, solver: str) -> Tensor:
+    """Prediction for step i; second-order solvers evaluate the network twice on deterministic
+    steps.
+    """
+    t = table.t[i].to(x.device).expand(len(x))
+    first = denoise(x, t)
+    if solver == "euler" or table.rows[i][2] > 0:
+        return first
+    dt = table.rows[i][1]  # a deterministic flow row is x' = x + dt v
+    t_next = table.t_next[i].to(x.device).expand(len(x))
+    if solver == "midpoint":
+        return denoise(x + first.float() * (dt / 2), (t + t_next) / 2)
+    return (first + denoise(x + first.float() * dt, t_next)) / 2
+
+
+def _check_finite(latents: Tensor) -> None:
+    """Raise with the first step and sample [N+1, B, ...] that is not finite."""
+    good = torch.isfinite(latents.flatten(2)).all(2)
+    if not good.all():
+        state, sample = (~good).nonzero()[0].tolist()
+        where = "the initial noise" if state == 0 else f"step {state - 1}"
+        raise FloatingPointError(
+            f"non-finite latents after {where}, sample {sample}: check the network and its inputs"
+        )
+
+
+def rollout(
+    denoise: Denoiser,
+    table: StepTable,
+    x: Tensor,
+    generator: torch.Generator | None = None,
+    window: Iterable[int] | None = None,
+    reduction: str = "mean",
+    solver: str = "euler",
+    grad_from: int | None = None,
+) -> Trajectory:
+    """Run all N steps from the initial noise x [B, ...].
+
+    window: steps that stay stochastic, the rest follows the ODE (None: the table as it is). solver:
+    "midpoint" or "heun" for the deterministic steps of a flow table, one more network call each.
+    grad_from: first step whose graph is kept, so that a loss on `final` reaches the network (reward
+    back-propagation); None keeps none. Latents are stored detached, in float32.
+    """
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
+    if solver != "euler" and table.kind not in FLOW_KINDS:
+        raise ValueError(f"solver {solver!r} needs a flow table, this one is {table.kind!r}")
+    table = windowed(table, window)
+    x = final = x.float()
+    latents, log_probs = [x.detach()], []
+    for i in range(len(table)):
+        keep = grad_from is not None and i >= grad_from
+        with torch.set_grad_enabled(keep):
+            prediction = _predict(denoise, table, i, x, solver)
+            taken = step(table, i, x, prediction, generator=generator, reduction=reduction)
+            if i == len(table) - 1:
+                clean = table.final == "denoised"
+                final = denoised(table, i, x, prediction) if clean else taken.sample
+        x = taken.sample
+        latents.append(x.detach())
+        log_probs.append(taken.log_prob.detach())
+    path = torch.stack(latents)
+    _check_finite(path)
+    return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
+
+
+def branch_rollout(
+    denoise_prompts: Denoiser,
+    denoise: Denoiser,
+    table: StepTable,
+    x: Tensor,
+    group_size: int,
+    window: range,
+    generator: torch.Generator,
+    reduction: str = "mean",
+) -> Trajectory:
+    """Flow-GRPO-Fast: one ODE prefix per prompt, branched into a group at the window's first step.
+
+    x [P, ...]: one start noise per prompt; denoise_prompts serves P rows (prompt order), denoise
+    P*group_size rows (each prompt repeated in place, as repeat_interleave does). Stochastic steps
+    lie in `window` only; the result holds P*group_size rows, whose prefix is equal within a group.
+    """
+    if len(window) == 0:
+        raise ValueError("window is empty: a branch needs at least one stochastic step")
+    table = windowed(table, window)
+    x, prefix = x.float(), [x.float()]
+    with torch.no_grad():
+        for i in range(window[0]):
+            x = step(table, i, x, _predict(denoise_prompts, table, i, x, "euler")).sample
+            prefix.append(x)
+        x = x.repeat_interleave(group_size, 0)
+        latents, log_probs, final = [], [x.new_zeros(len(x))] * window[0], x
+        for i in range(window[0], len(table)):
+            prediction = _predict(denoise, table, i, x, "euler")
+            taken = step(table, i, x, prediction, generator=generator, reduction=reduction)
+            x = final = taken.sample
+            latents.append(x)
+            log_probs.append(taken.log_prob)
+    path = torch.cat([torch.stack(prefix).repeat_interleave(group_size, 1), torch.stack(latents)])
+    _check_finite(path)
+    return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
+
+
+def replay(
+    denoise: Denoiser,
+    trajectory: Trajectory,
+    steps: Tensor | Sequence[int],
+    samples: Tensor | slice | None = None,
+    together: bool = False,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Log-probs [K, b] and means [K, b, ...] of stored transitions under the current network.
+
+    steps Long[K]; samples: rows of the batch (slice or Long[b], None = all). together: all K steps
+    in one forward, `denoise` then receives K*b rows, step-major (its conditioning is the b rows
+    tiled K times); False: K forwards of b rows. At equal batch and weights the result is bit-equal
+    to the rollout.
+    """
+    steps = torch.as_tensor(steps, dtype=torch.long).cpu()
+    rows = slice(None) if samples is None else samples
+    table, latents = trajectory.table, trajectory.latents
+    if len(steps) == 0 or steps.min() < 0 or steps.max() >= len(table):
+        last = len(table) - 1
+        raise ValueError(f"steps must be a non-empty list within 0..{last}, got {steps.tolist()}")
+    if not together or len(steps) == 1:
+        done = []
+        for i in steps.tolist():
+            x = latents[i][rows]
+            prediction = denoise(x, table.t[i].to(x.device).expand(len(x)))
+            done.append(step(table, i, x, prediction, latents[i + 1][rows], reduction=reduction))
+        return torch.stack([s.log_prob for s in done]), torch.stack([s.mean for s in done])
+    x, after = latents[steps][:, rows], latents[steps + 1][:, rows]
+    k, b = x.shape[:2]
+    i = steps.repeat_interleave(b)
+    flat = x.flatten(0, 1)
+    prediction = denoise(flat, table.t[i].to(x.device))
+    taken = step(table, i, flat, prediction, after.flatten(0, 1), reduction=reduction)
+    return taken.log_prob.view(k, b), taken.mean.view(x.shape)
+
+
+def noise_floor(denoise: Denoiser, trajectory: Trajectory, dtype: torch.dtype, what: str) -> Tensor:
+    """Mean |change of log-prob| [N] when the prediction or the stored latents are rounded to dtype.
+
+    what "prediction" or "latents". A clip range below this floor cuts rounding errors, not policy
+    changes: keep latents in float32.
+    """
+    if what not in ("prediction", "latents"):
+        raise ValueError(f"what must be 'prediction' or 'latents', got {what!r}")
+    path, gaps = trajectory.latents, []
+    stored = path.to(dtype).float() if what == "latents" else path
+    with torch.no_grad():
+        for i in range(len(trajectory.table)):
+            t = trajectory.table.t[i].to(path.device).expand(path.shape[1])
+            prediction = denoise(path[i], t)
+            if what == "prediction":
+                prediction = prediction.to(dtype)
+            rounded = step(trajectory.table, i, stored[i], prediction, stored[i + 1])
+            exact = step(trajectory.table, i, path[i], denoise(path[i], t), path[i + 1])
+            gaps.append((rounded.log_prob - exact.log_prob).abs().mean())
+    return torch.stack(gaps)

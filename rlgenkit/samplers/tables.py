@@ -1,0 +1,334 @@
+"""Coefficient tables: every sampler is one row (A, B, C) per step.
+
+x' = A_i x + B_i prediction + C_i z,  z ~ N(0, I).  The coefficients are computed in float64 and
+stored in float32, so that sampling and replay read the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+FLOW_KINDS = ("ode", "flow", "dance", "cps")
+PREDICTIONS = ("epsilon", "v", "sample")
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """Coefficients of N sampling steps, noisy end first.
+
+    t         [N]    time given to the network (flow: 1000 sigma, else the integer timestep)
+    a, b, std [N]    float32; std 0 marks a deterministic step
+    log_norm  [N]    -log std - log(2 pi)/2 per element; 0 where the step is deterministic
+    kind             "ode", "flow", "dance", "cps", "ddim" or "consistency"
+    precision [N]    1/(2 std^2), 0 where deterministic: log_prob = log_norm - precision |x'-mean|^2
+    dt        [N]    flow: sigma_i - sigma_{i+1} > 0; 1 for discrete-time samplers
+    sigma     [N+1]  noise level at the ends of the steps (flow sigma, or sqrt(1 - alpha_bar))
+    t_next    [N]    time at the end of the step, in the units of t
+    a_ode, b_ode [N] the same step without noise (nan where a sampler has none)
+    a_x0, b_x0   [N] estimate of the clean latent: x0 = a_x0 x + b_x0 prediction
+    final            "sample": the last latent is the result; "denoised": the last x0 estimate is
+    """
+
+    t: Tensor
+    a: Tensor
+    b: Tensor
+    std: Tensor
+    log_norm: Tensor
+    kind: str
+    precision: Tensor
+    dt: Tensor
+    sigma: Tensor
+    t_next: Tensor
+    a_ode: Tensor
+    b_ode: Tensor
+    a_x0: Tensor
+    b_x0: Tensor
+    final: str = "sample"
+    rows: tuple = field(default=(), repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Python floats of the float32 table: no indexing and no device transfer in the hot loop
+        columns = (self.a, self.b, self.std, self.precision, self.log_norm)
+        object.__setattr__(self, "rows", tuple(zip(*(c.tolist() for c in columns), strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def stochastic(self) -> Tensor:
+        """Bool[N]: steps that draw noise, hence have a log-probability."""
+        return self.std > 0
+
+
+def _table(
+    kind: str, t: Tensor, t_next: Tensor, final: str = "sample", **columns: Tensor
+) -> StepTable:
+    """Round float64 columns to float32 and derive log_norm and precision from the rounded std."""
+    single = {name: column.to(torch.float32) for name, column in columns.items()}
+    std = single["std"].double()
+    noisy = std > 0
+    safe = torch.where(noisy, std, torch.ones_like(std))
+    zero = torch.zeros_like(std)
+    log_norm = torch.where(noisy, -safe.log() - 0.5 * math.log(2 * math.pi), zero).float()
+    precision = torch.where(noisy, 0.5 / safe**2, zero).float()
+    return StepTable(
+        t=t, t_next=t_next, kind=kind, log_norm=log_norm, precision=precision, final=final, **single
+    )
+
+
+def windowed(table: StepTable, window: Iterable[int] | None) -> StepTable:
+    """Copy of the table whose steps outside `window` (indices) use the deterministic row.
+
+    The window is one for the whole batch: drawing it per sample would mix samplers within a group.
+    """
+    if window is None:
+        return table
+    inside = torch.zeros(len(table), dtype=torch.bool)
+    for i in window:
+        if not 0 <= i < len(table):
+            raise ValueError(f"window step {i} is outside 0..{len(table) - 1}")
+        inside[i] = True
+    outside = ~inside
+    if torch.isnan(table.a_ode[outside]).any():
+        raise ValueError(f"a {table.kind} table has no deterministic step: pass window=None")
+    zero = torch.zeros_like(table.std)
+    return replace(
+        table,
+        a=torch.where(outside, table.a_ode, table.a),
+        b=torch.where(outside, table.b_ode, table.b),
+        std=torch.where(outside, zero, table.std),
+        precision=torch.where(outside, zero, table.precision),
+        log_norm=torch.where(outside, zero, table.log_norm),
+    )
+
+
+# ---------------------------------------------------------------- rectified flow
+
+
+def flow_sigmas(n_steps: int, shift: float = 1.0) -> Tensor:
+    """Noise levels 1 -> 0, evenly spaced and then shifted (SD3, eq. 23): float64 [n_steps + 1]."""
+    if n_steps < 1 or shift <= 0:
+        raise ValueError(f"n_steps must be >= 1 and shift > 0, got {n_steps} and {shift}")
+    u = torch.linspace(1.0, 0.0, n_steps + 1, dtype=torch.float64)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def sigmas_from_scheduler(scheduler: object, n_steps: int) -> Tensor:
+    """Noise levels of a diffusers FlowMatchEulerDiscreteScheduler for n_steps: float64 [n_steps +
+    1].
+    """
+    scheduler.set_timesteps(n_steps)
+    return scheduler.sigmas.double().cpu()
+
+
+def flow_table(
+    n_steps: int | None = None,
+    kind: str = "flow",
+    noise: float = 0.7,
+    shift: float = 1.0,
+    sigmas: Tensor | Sequence[float] | None = None,
+    time_scale: float = 1000.0,
+    released_cps: bool = False,
+) -> StepTable:
+    """Rectified-flow sampler for velocity predictions v = x1 - x0, x_t = (1-sigma) x0 + sigma x1.
+
+    kind "ode": Euler. "flow": SDE of Flow-GRPO with s_t = noise sqrt(sigma/(1-sigma)), where
+    sigma = 1 uses the second level in the denominator. "dance": the same SDE with constant
+    s_t = noise (DanceGRPO). "cps": coefficients-preserving sampling, noise in [0, 1] (FlowCPS).
+    released_cps: log-prob -mean((x'-mu)^2) of the published CPS code, without a normalization;
+    the default is the proper Gaussian. noise = 0 is the Euler ODE for every kind.
+    """
+    if kind not in FLOW_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(FLOW_KINDS)}, got {kind!r}")
+    if (n_steps is None) == (sigmas is None):
+        raise ValueError("give either n_steps or sigmas, not both")
+    if noise < 0 or (kind == "cps" and noise > 1):
+        raise ValueError(f"noise must be >= 0 (and <= 1 for cps), got {noise}")
+    if released_cps and kind != "cps":
+        raise ValueError("released_cps needs kind='cps'")
+    level = flow_sigmas(n_steps, shift) if sigmas is None else torch.as_tensor(sigmas).double()
+    falls = level.ndim == 1 and len(level) > 1 and bool((level.diff() < 0).all())
+    if not falls or level[0] > 1 or level[-1] < 0:
+        raise ValueError("sigmas must fall strictly from at most 1 to at least 0")
+    a, b, std = _flow_rows(level, kind, noise)
+    now, after = level[:-1], level[1:]
+    one = torch.ones_like(now)
+    table = _table(
+        kind, t=(now * time_scale).float(), t_next=(after * time_scale).float(), a=a, b=b, std=std,
+        dt=now - after, sigma=level, a_ode=one, b_ode=after - now, a_x0=one, b_x0=-now,
+    )  # fmt: skip
+    if not released_cps:
+        return table
+    unit = (table.std > 0).float()
+    return replace(table, precision=unit, log_norm=torch.zeros_like(table.log_norm))
+
+
+def _flow_rows(level: Tensor, kind: str, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A, B, std [N] in float64 for levels [N+1]; see flow_table for the equations."""
+    now, after = level[:-1], level[1:]
+    dt = after - now
+    if kind == "ode":
+        return torch.ones_like(now), dt, torch.zeros_like(now)
+    if kind == "cps":
+        std = after * math.sin(noise * math.pi / 2)
+        kept = after * math.cos(noise * math.pi / 2)
+        return (1 - after) + kept, -now * (1 - after) + kept * (1 - now), std
+    if kind == "dance":
+        s = torch.full_like(now, noise)
+    else:
+        if level[0] >= 1 and len(level) == 2:
+            raise ValueError("kind 'flow' has no finite noise in one step 1 -> 0: use 2 steps")
+        s = noise * (now / (1 - torch.where(now >= 1, level[1], now))).sqrt()
+    drift = s**2 / (2 * now)
+    return 1 + drift * dt, (1 + drift * (1 - now)) * dt, s * (-dt).sqrt()
+
+
+# ---------------------------------------------------------------- diffusion (DDIM)
+
+
+def _x0_coefficients(abar: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """x0 = p x + q prediction for noise levels abar [N]."""
+    signal, noise = abar.sqrt(), (1 - abar).sqrt()
+    if prediction == "epsilon":
+        if (abar <= 0).any():
+            raise ValueError("epsilon prediction needs alphas_cumprod > 0; use v prediction")
+        return 1 / signal, -noise / signal
+    if prediction == "v":
+        return signal, -noise
+    if prediction == "sample":
+        return torch.zeros_like(abar), torch.ones_like(abar)
+    raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+
+
+def _check_timesteps(timesteps: Tensor, n_train: int) -> Tensor:
+    steps = torch.as_tensor(timesteps).long().cpu()
+    if steps.ndim != 1 or len(steps) < 1 or (steps.diff() >= 0).any():
+        raise ValueError("timesteps must be a falling list of integers")
+    if steps[0] >= n_train or steps[-1] < 0:
+        raise ValueError(f"timesteps must lie in 0..{n_train - 1}, got {steps[0]}..{steps[-1]}")
+    return steps
+
+
+def ddim_table(
+    alphas_cumprod: Tensor,
+    timesteps: Tensor | Sequence[int],
+    eta: float = 1.0,
+    prediction: str = "epsilon",
+    final_alpha_cumprod: float | None = None,
+) -> StepTable:
+    """DDIM (Song et al. 2020, eq. 12 and 16): std^2 = eta^2 (1-abar')/(1-abar) (1 - abar/abar').
+
+    alphas_cumprod [T] in (0, 1]; timesteps [N] falling; the level after the last step is
+    final_alpha_cumprod (None: alphas_cumprod[0], i.e. diffusers' set_alpha_to_one=False; 1.0 for
+    True). When the last step has variance 0 (steps_offset=0, or final level 1) it is deterministic:
+    its log-prob is 0 by definition, never nan.
+    """
+    abar_all = alphas_cumprod.double().cpu()
+    steps = _check_timesteps(timesteps, len(abar_all))
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be in 0..1, got {eta}")
+    last = float(abar_all[0]) if final_alpha_cumprod is None else float(final_alpha_cumprod)
+    end = torch.tensor([last], dtype=torch.float64)
+    abar = abar_all[steps]
+    after = torch.cat([abar[1:], end])
+    p, q = _x0_coefficients(abar, prediction)
+    variance = ((1 - after) / (1 - abar) * (1 - abar / after)).clamp(min=0)
+    std = eta * variance.sqrt()
+
+    def rows(std: Tensor) -> tuple[Tensor, Tensor]:
+        # mean = sqrt(abar') x0 + sqrt(1-abar'-std^2) eps, eps = (x - sqrt(abar) x0)/sqrt(1-abar)
+        to_noise = (1 - after - std**2).clamp(min=0).sqrt() / (1 - abar).sqrt()
+        of_x0 = after.sqrt() - to_noise * abar.sqrt()
+        return to_noise + of_x0 * p, of_x0 * q
+
+    (a, b), (a_ode, b_ode) = rows(std), rows(torch.zeros_like(std))
+    return _table(
+        "ddim", t=steps, t_next=torch.cat([steps[1:], steps.new_zeros(1)]), a=a, b=b, std=std,
+        dt=torch.ones_like(abar), sigma=(1 - torch.cat([abar, end])).sqrt(),
+        a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q,
+    )  # fmt: skip
+
+
+def _scheduler_prediction(scheduler: object) -> str:
+    """Our name of a diffusers scheduler's prediction type; refuses clipping, which is not affine.
+    """
+    config = scheduler.config
+    if config.get("clip_sample") or config.get("thresholding"):
+        raise ValueError("clip_sample and thresholding must be off: latents are not bounded by 1")
+    return {"v_prediction": "v"}.get(config["prediction_type"], config["prediction_type"])
+
+
+def ddim_table_from_scheduler(scheduler: object, n_steps: int, eta: float = 1.0) -> StepTable:
+    """ddim_table with the levels, offset, last level and prediction type of a diffusers scheduler.
+    """
+    prediction = _scheduler_prediction(scheduler)
+    scheduler.set_timesteps(n_steps)
+    last = float(scheduler.final_alpha_cumprod)
+    return ddim_table(scheduler.alphas_cumprod, scheduler.timesteps, eta, prediction, last)
+
+
+# ---------------------------------------------------------------- consistency models
+
+
+def consistency_timesteps(n_steps: int, original_steps: int = 50, n_train: int = 1000) -> Tensor:
+    """Time grid of LCM as used by RLCM (Oertell et al. 2024): 4 steps -> 999, 759, 519, 279."""
+    if not 1 <= n_steps <= original_steps:
+        raise ValueError(f"n_steps must be in 1..{original_steps}, got {n_steps}")
+    grid = torch.arange(original_steps, 0, -1) * (n_train // original_steps) - 1
+    return grid[:: original_steps // n_steps][:n_steps]
+
+
+def consistency_table(
+    alphas_cumprod: Tensor,
+    timesteps: Tensor | Sequence[int],
+    prediction: str = "epsilon",
+    sigma_data: float = 0.5,
+    timestep_scaling: float = 10.0,
+    last: str = "deterministic",
+) -> StepTable:
+    """Multistep consistency sampling: x' = sqrt(abar') f(x) + sqrt(1-abar') z (RLCM).
+
+    f = c_skip x + c_out x0 with the boundary coefficients of latent consistency models. last
+    "deterministic": the last transition is f itself, without noise or log-prob. last "noisy": as
+    published by RLCM, the last transition adds noise of its own level (std sqrt(1-abar)), although
+    the result is the noise-free f: that action never reaches the reward and only adds gradient
+    variance.
+    """
+    if last not in ("deterministic", "noisy"):
+        raise ValueError(f"last must be 'deterministic' or 'noisy', got {last!r}")
+    abar_all = alphas_cumprod.double().cpu()
+    steps = _check_timesteps(timesteps, len(abar_all))
+    abar = abar_all[steps]
+    p, q = _x0_coefficients(abar, prediction)
+    scaled = steps.double() * timestep_scaling
+    c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
+    c_out = scaled / (scaled**2 + sigma_data**2).sqrt()
+    p, q = c_skip + c_out * p, c_out * q
+    end = abar[-1:] if last == "noisy" else torch.ones(1, dtype=torch.float64)
+    after = torch.cat([abar[1:], end])
+    none = torch.full_like(abar, math.nan)
+    a_ode, b_ode = none.clone(), none.clone()
+    if last == "deterministic":
+        a_ode[-1], b_ode[-1] = p[-1], q[-1]
+    return _table(
+        "consistency", t=steps, t_next=torch.cat([steps[1:], steps.new_zeros(1)]),
+        final="denoised" if last == "noisy" else "sample",
+        a=after.sqrt() * p, b=after.sqrt() * q, std=(1 - after).sqrt(), dt=torch.ones_like(abar),
+        sigma=(1 - torch.cat([abar, end])).sqrt(), a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q,
+    )  # fmt: skip
+
+
+def consistency_table_from_scheduler(
+    scheduler: object, n_steps: int, last: str = "deterministic"
+) -> StepTable:
+    """consistency_table with the grid, levels and prediction type of a diffusers LCMScheduler."""
+    prediction = _scheduler_prediction(scheduler)
+    scheduler.set_timesteps(n_steps)
+    scaling = float(scheduler.config["timestep_scaling"])
+    levels, grid = scheduler.alphas_cumprod, scheduler.timesteps
+    return consistency_table(levels, grid, prediction, timestep_scaling=scaling, last=last)

@@ -1,0 +1,150 @@
+"""One-file checkpoints: tensors as safetensors, the rest as JSON in the same file's header."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Above this size a module keeps only what training changes (adapters, trainable weights, buffers).
+WHOLE_MODULE_BYTES = 512 * 2**20
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`: a crash or a full disk leaves the previous file intact."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        state = "the previous version is intact" if path.exists() else "nothing was kept"
+        raise OSError(error.errno, f"{path.name} could not be written ({error.strerror}); {state},"
+                                   " free some space and run again to resume") from error
+
+
+def save(path: Path, content: Any) -> None:
+    """Write nested dicts, lists and tuples of tensors, arrays and JSON values to one file."""
+    import safetensors.torch
+
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(content, tensors, "")
+    write_atomic(path, safetensors.torch.save(tensors, {"json": json.dumps(skeleton)}))
+
+
+def load(path: Path) -> Any:
+    """Read what `save` wrote; tensors are on the CPU."""
+    import safetensors
+
+    with safetensors.safe_open(path, "pt") as file:
+        skeleton = json.loads(file.metadata()["json"])
+        return _unpack(skeleton, {key: file.get_tensor(key) for key in file.keys()})
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
+    if isinstance(value, (Tensor, np.ndarray)):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        tensor = torch.as_tensor(value).detach()
+        tensors[key] = tensor.to("cpu", copy=True).contiguous()
+        return {kind: key}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {"dict": [[k, _pack(v, tensors, f"{key}/{k}")] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_pack(v, tensors, f"{key}/{i}") for i, v in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{key or 'the value'} is a {type(value).__name__}, which cannot be stored:"
+                    " use tensors, arrays, numbers, strings, lists and dicts")
+
+
+def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(skeleton, dict):
+        return skeleton
+    kind, body = next(iter(skeleton.items()))
+    if kind == "tensor":
+        return tensors[body]
+    if kind == "array":
+        return tensors[body].numpy()
+    if kind == "dict":
+        return {k: _unpack(v, tensors) for k, v in body}
+    items = [_unpack(v, tensors) for v in body]
+    return items if kind == "list" else tuple(items)
+
+
+def snapshot(thing: Any) -> Any:
+    """What must be stored of a module, optimizer, generator, tensor, list or dict."""
+    if isinstance(thing, nn.Module):
+        return _module_state(thing)
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    if isinstance(thing, np.random.Generator):
+        return thing.bit_generator.state
+    if hasattr(thing, "state_dict"):
+        return thing.state_dict()
+    if isinstance(thing, (Tensor, np.ndarray, list, dict)):
+        return thing
+    raise TypeError(f"state of type {type(thing).__name__} cannot be restored in place:"
+                    " put it in a tensor, a list or a dict")
+
+
+def restore(thing: Any, stored: Any) -> None:
+    """Bring `thing` back, in place, to what `snapshot` returned."""
+    if isinstance(thing, nn.Module):
+        own = dict(thing.state_dict(keep_vars=True))
+        for name, value in stored.items():
+            if name not in own or own[name].shape != value.shape:
+                raise ValueError(f"the checkpoint's `{name}` {list(value.shape)} does not fit the"
+                                 " module: delete the run folder or use another out_dir")
+            _copy(own[name], value)
+    elif isinstance(thing, torch.Generator):
+        thing.set_state(stored)
+    elif isinstance(thing, np.random.Generator):
+        thing.bit_generator.state = stored
+    elif hasattr(thing, "load_state_dict"):
+        thing.load_state_dict(stored)
+    elif isinstance(thing, Tensor):
+        _copy(thing, stored)
+    elif isinstance(thing, np.ndarray):
+        thing[...] = stored
+    elif isinstance(thing, list):
+        thing[:] = [_kept(old, new) for old, new in zip(thing, stored)] + stored[len(thing):]
+    else:
+        values = {k: _kept(thing.get(k), v) for k, v in stored.items()}
+        thing.clear()
+        thing.update(values)
+
+
+def _kept(old: Any, new: Any) -> Any:
+    """The old tensor with the new content, so that other references to it stay valid."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape == new.shape:
+        _copy(old, new)
+        return old
+    return new
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    with torch.no_grad():
+        target.copy_(source)
+
+
+def _module_state(module: nn.Module) -> dict[str, Tensor]:
+    """All weights, or for a big module those that training changes."""
+    state = dict(module.state_dict(keep_vars=True))
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    trained = any(p.requires_grad for p in module.parameters())
+    if size <= WHOLE_MODULE_BYTES or not trained:
+        return state
+    return {name: t for name, t in state.items()
+            if not isinstance(t, nn.Parameter) or t.requires_grad or "lora_" in name}

@@ -1,0 +1,277 @@
+"""Notebook parameters: literals in the cell tagged `parameters`, presets per profile, checks."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMON = {"profile": "str", "seed": "int", "n_seeds": "int", "device": "str", "out_dir": "str"}
+COMMON_SEEDS = {"quick": 1, "default": 3, "full": 3}
+COMMON_RANGES: dict[str, Any] = {"seed": (0, 2**31 - 1), "n_seeds": (1, 1000)}
+TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
+Ranges = Mapping[str, tuple | list]
+
+
+class ParameterError(ValueError):
+    """A parameter that cannot be used; the message is one sentence with the remedy in it."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Resolved parameters of one run, read as attributes: `p.steps`, `p.seeds`, `p.device`."""
+
+    notebook: str
+    values: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that are no field; dunder look-ups must fail in the usual way.
+        if name.startswith("__") or name not in self.values:
+            raise AttributeError(f"there is no parameter `{name}`{_nearest(name, self.values)}")
+        return self.values[name]
+
+    def fingerprint(self) -> str:
+        """8 hexadecimal digits that change with any value except the output folder."""
+        text = json.dumps({k: v for k, v in self.values.items() if k != "out_dir"}, sort_keys=True)
+        return hashlib.sha256(f"{self.notebook} {text}".encode()).hexdigest()[:8]
+
+    def __repr__(self) -> str:  # without the folder: outputs hold no paths of the machine
+        return ", ".join(f"{k}={v!r}" for k, v in self.values.items() if k != "out_dir")
+
+    def _repr_markdown_(self) -> str:
+        rows = [f"| `{k}` | {v} |" for k, v in self.values.items() if k not in ("out_dir", "seed")]
+        return "\n".join(["| parameter | value |", "|---|---|", *rows])
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a notebook declares: type, default and help by name; presets and ranges if literal."""
+
+    types: dict[str, str]
+    defaults: dict[str, Any]
+    help: dict[str, str]
+    presets: dict[str, dict[str, Any]]
+    ranges: dict[str, Any]
+
+
+def parameters(
+    namespace: dict[str, Any],
+    notebook: str,
+    presets: Mapping[str, Mapping[str, Any]],
+    ranges: Ranges | None = None,
+) -> Parameters:
+    """Check the parameters in `namespace` (a notebook's `globals()`) and fill None from presets.
+
+    notebook: file stem, "01_ddpo".  presets: {"quick": {...}, "default": {...}, "full": {...}},
+    all with the same names; a name that is no parameter is a constant of the profile.
+    ranges: (low, high), closed, None = open end; a list, or a tuple that is not two numbers, holds
+    the allowed choices.  Raises ParameterError before any work.
+    """
+    types = _types_in(namespace)
+    for name in _injected(namespace, types):
+        if name not in types:
+            raise ParameterError(_unknown(name, types))
+    given = {name: namespace[name] for name in types}
+    namespace["_rlgenkit_figures"] = {"notebook": notebook.split("_")[0]}  # read by wb.show
+    return Parameters(notebook, resolve(types, given, presets, ranges or {}))
+
+
+def resolve(
+    types: Mapping[str, str],
+    given: Mapping[str, Any],
+    presets: Mapping[str, Mapping[str, Any]],
+    ranges: Ranges,
+) -> dict[str, Any]:
+    """Values of all parameters and preset constants, checked; adds `seeds`.  Pure."""
+    for name in COMMON:
+        if name not in types:
+            raise ParameterError(f"the parameters cell lacks `{name}: {COMMON[name]}`, add it")
+    given = {name: _typed(name, given[name], types[name]) for name in types}
+    profile = given["profile"]
+    if profile not in presets:
+        near = _nearest(str(profile), presets)
+        raise ParameterError(f"unknown profile `{profile}`{near}; choose {_words(presets)}")
+    _check_presets(types, presets, ranges)
+    preset = {"n_seeds": COMMON_SEEDS.get(profile, 3), **presets[profile]}
+    values = {**preset, **{k: v for k, v in given.items() if v is not None or k not in preset}}
+    for name, value in values.items():
+        if value is None and name not in preset and name != "out_dir":
+            raise ParameterError(f"`{name}` is None and profile `{profile}` has no preset for it")
+        _in_range(name, value, {**COMMON_RANGES, **ranges}.get(name))
+    values["device"] = _device(values["device"])
+    values["seeds"] = list(range(values["seed"], values["seed"] + values["n_seeds"]))
+    return {name: values[name] for name in [*types, *sorted(set(values) - set(types))]}
+
+
+def declared(path: str | Path) -> Declaration:
+    """Read a notebook's parameters without running it (papermill's inspection)."""
+    import nbformat
+    import papermill
+
+    found = papermill.inspect_notebook(str(path))
+    if not found:
+        raise ParameterError(f"{Path(path).name} has no cell tagged `parameters` with parameters")
+    calls = {"presets": {}, "ranges": {}}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and ".parameters(" in cell.source:
+            calls.update(_literal_keywords(cell.source, "parameters"))
+    return Declaration(
+        types={n: d["inferred_type_name"] for n, d in found.items()},
+        defaults={n: ast.literal_eval(d["default"]) for n, d in found.items()},
+        help={n: d["help"] for n, d in found.items()},
+        presets=calls["presets"],
+        ranges=calls["ranges"],
+    )
+
+
+def check_overrides(declaration: Declaration, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Check overrides of a run before any work, with the sentences the notebook itself would use.
+
+    Returns the resolved values (only type-checked when the presets are no literal).
+    """
+    for name in overrides:
+        if name not in declaration.types:
+            raise ParameterError(_unknown(name, declaration.types))
+    given = {**declaration.defaults, **overrides}
+    if declaration.presets:
+        return resolve(declaration.types, given, declaration.presets, declaration.ranges)
+    return {name: _typed(name, given[name], kind) for name, kind in declaration.types.items()}
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """The value as its declared type; None passes (it stands for the preset)."""
+    base, _, inner = kind.partition("[")
+    if base not in TYPES:
+        raise ParameterError(f"`{name}` is declared as {kind}; use one of {_words(TYPES)}")
+    if value is None:
+        return None
+    if base == "float" and type(value) is int:
+        return float(value)
+    if type(value) is not TYPES[base]:
+        article = "an" if base == "int" else "a"
+        raise ParameterError(
+            f"`{name}` must be {article} {base}, but it is {value!r} ({type(value).__name__})"
+        )
+    if base == "float" and not math.isfinite(value):
+        raise ParameterError(f"`{name}` must be a finite number, but it is {value}")
+    if base == "list" and inner:
+        return [_typed(f"{name}[{i}]", v, inner[:-1]) for i, v in enumerate(value)]
+    return value
+
+
+def _in_range(name: str, value: Any, allowed: tuple | list | None) -> None:
+    if allowed is None or value is None:
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _in_range(f"{name}[{index}]", item, allowed)
+        return
+    ends = [end for end in allowed if end is None or type(end) in (int, float)]
+    if isinstance(allowed, tuple) and len(allowed) == 2 and len(ends) == 2:
+        low, high = allowed
+        if (low is not None and value < low) or (high is not None and value > high):
+            span = f"at least {low}" if high is None else f"at most {high}"
+            span = span if low is None or high is None else f"between {low} and {high}"
+            raise ParameterError(f"`{name}` must be {span}, but it is {value}")
+    elif value not in allowed:
+        near = _nearest(str(value), [str(item) for item in allowed])
+        raise ParameterError(f"`{name}` must be {_words(allowed)}, but it is {value!r}{near}")
+
+
+def _check_presets(types: Mapping, presets: Mapping[str, Mapping], ranges: Ranges) -> None:
+    """The author's side: every profile sets the same names, with fitting types and ranges."""
+    names = [set(preset) for preset in presets.values()]
+    if odd := set.union(*names) - set.intersection(*names):
+        raise ParameterError(f"the presets differ in {_words(sorted(odd))}; set it in each profile")
+    for preset in presets.values():
+        for name, value in preset.items():
+            _in_range(name, _typed(name, value, types[name]) if name in types else value,
+                      ranges.get(name))
+    known = set(types) | set.union(*names)
+    for name in ranges:
+        if name not in known:
+            raise ParameterError(f"`ranges` names `{name}`, which is no parameter"
+                                 + _nearest(name, known))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind)
+    count = int(torch.backends.mps.is_available()) if kind == "mps" else count
+    if count is None:
+        near = _nearest(name, ["auto", "cpu", "cuda", "mps"])
+        raise ParameterError(f"unknown device `{name}`{near}; choose auto, cpu, cuda or mps")
+    if index and not index.isdigit() or int(index or 0) >= count:
+        raise ParameterError(f"device `{name}` is not there; use device='auto' or device='cpu'")
+    return name
+
+
+def _cells(namespace: Mapping[str, Any]) -> list[ast.Module]:
+    """Syntax trees of the cells run so far, oldest first; cells with magics are left out."""
+    trees = []
+    for source in namespace.get("In", []):
+        try:
+            trees.append((source, ast.parse(source)))
+        except SyntaxError:
+            continue
+    return trees
+
+
+def _types_in(namespace: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> annotation of the newest parameters cell (the one that annotates `profile`)."""
+    for _, tree in reversed(_cells(namespace)):
+        types = {node.target.id: ast.unparse(node.annotation) for node in tree.body
+                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+        if "profile" in types:
+            return types
+    notes = namespace.get("__annotations__", {})
+    return {k: getattr(v, "__name__", str(v)) for k, v in notes.items()}
+
+
+def _injected(namespace: Mapping[str, Any], types: Iterable[str]) -> list[str]:
+    """Names that papermill injected: assigned in its "# Parameters" cell, or, outside a kernel,
+    every other literal in the namespace."""
+    if "In" not in namespace:
+        literal = (bool, int, float, str, list, tuple, dict)
+        return [k for k, v in namespace.items() if k[0] != "_" and isinstance(v, literal)]
+    for source, tree in reversed(_cells(namespace)):
+        if source.startswith("# Parameters"):
+            return [t.id for node in tree.body if isinstance(node, ast.Assign)
+                    for t in node.targets if isinstance(t, ast.Name)]
+    return []
+
+
+def _literal_keywords(source: str, function: str) -> dict[str, Any]:
+    """The literal keyword arguments of the first call of `...function(...)` in `source`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == function:
+            pairs = [(k.arg, k.value) for k in node.keywords if k.arg in ("presets", "ranges")]
+            try:
+                return {name: ast.literal_eval(value) for name, value in pairs}
+            except ValueError:
+                return {}
+    return {}
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    return f"unknown parameter `{name}`{_nearest(name, known)}; this notebook has {_words(known)}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f" (did you mean `{match[0]}`?)" if match else ""
+
+
+def _words(names: Iterable[Any]) -> str:
+    words = [str(name) for name in names]
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -1,0 +1,320 @@
+"""The plots of the series.  Each returns a Picture: a figure and alt text made from its data.
+
+Curves are arrays [S, T] (seeds, steps); images are [B, 3, H, W] in [0, 1].  No plot codes
+anything by color alone: lines differ in dash, points in marker, bars in hatching, signs in a sign.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .claims import interval
+from .show import HATCHES, LINES, MARKERS, PALETTE, Picture, new_figure, styled
+
+Array = Any  # a torch tensor or whatever numpy takes
+
+
+@styled
+def three_curves(
+    curves: Mapping[str, Mapping[str, Array]],
+    metrics: Sequence[str] = ("reward", "truth", "diversity"),
+    titles: Sequence[str] = ("optimized proxy", "truth", "diversity"),
+    x: Array | None = None,
+    xlabel: str = "step",
+) -> Picture:
+    """Proxy, truth and diversity side by side; curves: method -> metric -> [S, T] (run.curves)."""
+    figure, axes = new_figure(1, len(metrics), height=2.5)
+    parts = []
+    for ax, metric, title in zip(axes[0], metrics, titles):
+        parts.append(f"{title}: " + _lines(ax, {m: c[metric] for m, c in curves.items()}, x))
+        ax.set(title=title, xlabel=xlabel)
+    if len(curves) > 1:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
+                      ncols=len(curves))
+    return Picture(figure, f"{len(metrics)} panels over {xlabel}s. " + " ".join(parts))
+
+
+@styled
+def lines(
+    series: Mapping[str, Array], xlabel: str, ylabel: str, x: Array | None = None,
+    log: str = "",
+) -> Picture:
+    """One panel of curves with bands; series: label -> [S, T] or [T].  log: "", "x", "y", "xy"."""
+    figure, axes = new_figure(width=5.2, height=2.9)
+    words = _lines(axes[0, 0], series, x)
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xscale="log" if "x" in log else "linear",
+                   yscale="log" if "y" in log else "linear")
+    axes[0, 0].legend()
+    return Picture(figure, f"Curves of {ylabel} over {xlabel}. {words}")
+
+
+@styled
+def image_grid(images: Array, labels: Sequence[str], columns: int = 8) -> Picture:
+    """Images [B, 3, H, W] in rows of `columns`, each under its label."""
+    pixels = _pixels(images)
+    if len(labels) != len(pixels):
+        raise ValueError(f"{len(pixels)} images need as many labels, got {len(labels)}")
+    rows = -(-len(pixels) // columns)
+    columns = min(columns, len(pixels))
+    figure, axes = new_figure(rows, columns, 0.95 * columns, 1.15 * rows)
+    _tiles(axes.flat, pixels, [_fold(label) for label in labels])
+    words = "; ".join(f"{n} x {x}" if n > 1 else x for x, n in Counter(labels).items())
+    return Picture(figure, f"Grid of {len(pixels)} images, {columns} to a row: {words}.")
+
+
+@styled
+def strip(images: Array, prompts: Sequence[str], steps: Sequence[Any]) -> Picture:
+    """Denoising strip: images [P, N, 3, H, W], one row per prompt, one column per step shown."""
+    p, n = len(images), len(images[0])
+    pixels = np.stack([_pixels(row) for row in images])
+    figure, axes = new_figure(p, n, 0.9 * n + 1.1, 0.98 * p + 0.1)
+    _tiles(axes.flat, pixels.reshape(p * n, *pixels.shape[2:]), [])
+    for ax, step in zip(axes[0], steps):
+        ax.set_title(str(step), fontsize=8)
+    for ax, prompt in zip(axes[:, 0], prompts):
+        ax.set_ylabel(_fold(prompt), rotation=0, ha="right", va="center", fontsize=7.5)
+    moves = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2, 3, 4)) if n > 1 else np.zeros(1)
+    return Picture(figure, f"Denoising of {p} prompts ({'; '.join(prompts)}) shown at {n} steps, "
+                   f"{steps[0]} to {steps[-1]}; the mean pixel change from column to column goes "
+                   f"from {moves[0]:.3f} to {moves[-1]:.3f}.")
+
+
+@styled
+def before_after(before: Array, after: Array, gains: Array, labels: Sequence[str]) -> Picture:
+    """Pairs from the same noise, sorted by reward gain.  before, after: [B, 3, H, W], gains [B]."""
+    gains = _array(gains)
+    order = np.argsort(-gains, kind="stable")
+    figure, axes = new_figure(2, len(order), 0.95 * len(order) + 0.4, 2.3)
+    _tiles(axes[0], _pixels(before)[order], [_fold(labels[i]) for i in order])
+    _tiles(axes[1], _pixels(after)[order], [f"{gains[i]:+.2f}" for i in order])
+    axes[0, 0].set_ylabel("before", fontsize=8)
+    axes[1, 0].set_ylabel("after", fontsize=8)
+    return Picture(figure, f"{len(order)} pairs before (top) and after (bottom) training, sorted "
+                   f"by gain: best {gains.max():+.2f} ({labels[order[0]]}), median "
+                   f"{np.median(gains):+.2f}, worst {gains.min():+.2f} ({labels[order[-1]]}); "
+                   f"{int((gains > 0).sum())} gained.")
+
+
+@styled
+def ridge(rewards: Array, steps: Sequence[Any], xlabel: str = "reward") -> Picture:
+    """Histograms of rewards [T, B], one ridge per row, oldest on top."""
+    rows = [_array(row) for row in rewards]
+    edges = np.linspace(min(r.min() for r in rows), max(r.max() for r in rows) + 1e-9, 31)
+    figure, axes = new_figure(width=5.2, height=1.0 + 0.3 * len(rows))
+    ax = axes[0, 0]
+    for k, row in enumerate(rows):
+        share = np.histogram(row, edges)[0] / len(row)
+        top = 1.6 * share / max(share.max(), 1e-9) - k
+        ax.fill_between((edges[1:] + edges[:-1]) / 2, -k, top, color=PALETTE[0], alpha=0.45,
+                        zorder=k + 2)
+        ax.plot([row.mean()] * 2, [-k, -k + 0.7], "-", color=PALETTE[1], zorder=k + 3)
+    ax.set(xlabel=xlabel, yticks=[-k for k in range(len(rows))], yticklabels=list(map(str, steps)),
+           ylabel="step")
+    ends = [f"mean {r.mean():.3g}, spread {r.std():.2g}" for r in (rows[0], rows[-1])]
+    return Picture(figure, f"Histograms of {xlabel} at {len(rows)} steps with their means marked: "
+                   f"step {steps[0]} {ends[0]}; step {steps[-1]} {ends[1]}.")
+
+
+@styled
+def heat_map(
+    values: Array, rows: Sequence[str], columns: Sequence[str], xlabel: str = "", ylabel: str = "",
+    signed: bool = False,
+) -> Picture:
+    """Matrix [R, C] with its numbers written in.  signed: diverging scale around zero, + and -."""
+    x = _array(values)
+    figure, axes = new_figure(width=1.6 + 0.55 * x.shape[1], height=0.9 + 0.33 * x.shape[0])
+    ax, limit = axes[0, 0], max(np.abs(x).max(), 1e-9)
+    scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if signed else {"cmap": "cividis"}
+    image = ax.imshow(x, aspect="auto", **scale)
+    middle = image.norm.vmin + 0.5 * (image.norm.vmax - image.norm.vmin)
+    for (i, j), v in np.ndenumerate(x):
+        dark = abs(v) > 0.6 * limit if signed else v < middle
+        ax.text(j, i, f"{v:+.1f}" if signed else f"{v:.2g}", ha="center", va="center", fontsize=7,
+                color="white" if dark else "black")
+    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)),
+           yticklabels=rows, xlabel=xlabel, ylabel=ylabel)
+    ax.grid(False)
+    (i, j), (k, m) = (np.unravel_index(f(x), x.shape) for f in (np.argmax, np.argmin))
+    return Picture(figure, f"Matrix of {x.shape[0]} rows ({ylabel or 'rows'}) and {x.shape[1]} "
+                   f"columns ({xlabel or 'columns'}), mean {x.mean():.3g}; largest {x[i, j]:.3g} "
+                   f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, {columns[m]}.")
+
+
+def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:
+    """Signed heat map of advantages [prompts, samples]."""
+    x = _array(advantages)
+    names = [str(i + 1) for i in range(x.shape[1])]
+    picture = heat_map(x, list(prompts), names, "sample", "prompt", signed=True)
+    return Picture(picture.figure, f"Advantages: {(x > 0).mean():.0%} positive. {picture.alt}")
+
+
+@styled
+def ratio_panel(ratios: Array, clip: float, steps: Sequence[Any] | None = None) -> Picture:
+    """Importance ratios [T, B]: histogram of the last row, and the share outside 1 +- clip."""
+    x = np.atleast_2d(_array(ratios))
+    steps = list(range(len(x))) if steps is None else list(steps)
+    share = (np.abs(x - 1) > clip).mean(axis=1)
+    figure, axes = new_figure(1, 2, height=2.4)
+    axes[0, 0].hist(x[-1], bins=30, color=PALETTE[0])
+    for edge in (1 - clip, 1 + clip):
+        axes[0, 0].axvline(edge, color=PALETTE[1], ls="--")
+    axes[0, 0].set(xlabel="importance ratio, last step", ylabel="samples")
+    axes[0, 1].plot(steps, share, "o-", color=PALETTE[0])
+    axes[0, 1].set(xlabel="step", ylabel="clipped share", ylim=(-0.02, 1.02))
+    return Picture(figure, f"Left: importance ratios of the last step, {x[-1].min():.4g} to "
+                   f"{x[-1].max():.4g}, with dashed lines at 1 plus and minus {clip:g}. Right: the "
+                   f"share outside them {_trend(share, steps)}.")
+
+
+@styled
+def frontier(
+    points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str,
+    larger_x_is_better: bool = False,
+) -> Picture:
+    """Trade-off curves, label -> (x [K], y [K]) in order; larger y is better.  Points that no
+    other beats in both (the Pareto front) are ringed."""
+    figure, axes = new_figure(width=5.2, height=3.0)
+    ax, sign = axes[0, 0], 1 if larger_x_is_better else -1
+    labels = np.array([name for name, (x, _) in points.items() for _ in _array(x)])
+    xy = np.concatenate([np.stack([_array(x), _array(y)], 1) for x, y in points.values()])
+    gain = xy * [sign, 1]
+    worse = (gain[None] >= gain[:, None]).all(2) & (gain[None] > gain[:, None]).any(2)
+    best = ~worse.any(axis=1)
+    for k, (name, (x, y)) in enumerate(points.items()):
+        ax.plot(_array(x), _array(y), marker=MARKERS[k % 7], ls=LINES[k % 7], label=name,
+                color=PALETTE[k % 7])
+    ax.plot(*xy[best].T, "o", ms=10, mfc="none", mec="black", ls="", label="Pareto front")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.legend()
+    words = "; ".join(f"{name}: {xlabel} {_span(x)}, {ylabel} {_span(y)}, {int(n)} on the front"
+                      for name, (x, y) in points.items() for n in [best[labels == name].sum()])
+    return Picture(figure, f"{ylabel} against {xlabel}. {words}.")
+
+
+@styled
+def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = None) -> Picture:
+    """Bars of means over seeds with 95 % bootstrap intervals; values: label -> [S]."""
+    figure, axes = new_figure(width=max(3.2, 1.0 + 0.9 * len(values)), height=2.7)
+    ax, words = axes[0, 0], []
+    for k, (name, seeds) in enumerate(values.items()):
+        seeds = _array(seeds).reshape(-1)
+        mean, low, high = interval(seeds)
+        ax.bar(k, mean, color=PALETTE[k % 7], alpha=0.75, hatch=HATCHES[k % 7], edgecolor="white")
+        ax.errorbar(k, mean, [[mean - low], [high - mean]], color="black", capsize=4)
+        ax.plot(np.full(len(seeds), k + 0.15), seeds, ".", color="black", ms=4, ls="")
+        words.append(f"{name} {mean:.3g} ({low:.3g} to {high:.3g}, n={len(seeds)})")
+    if threshold is not None:
+        ax.axhline(threshold, color="black", ls=":")
+        words.append(f"dotted threshold {threshold:.3g}")
+    ax.set(xticks=range(len(values)), xticklabels=[_fold(n, 12) for n in values], ylabel=ylabel)
+    ax.grid(False, axis="x")
+    return Picture(figure, f"Bars of {ylabel}, mean and 95 % interval: " + "; ".join(words) + ".")
+
+
+@styled
+def calibration(predicted: Array, outcome: Array, bins: int = 10) -> Picture:
+    """Observed frequency against predicted probability.  predicted [N] in 0..1, outcome [N] 0/1."""
+    p, y = _array(predicted).reshape(-1), _array(outcome).reshape(-1)
+    where = np.clip((p * bins).astype(int), 0, bins - 1)
+    used = np.unique(where)
+    groups = [where == b for b in used]
+    mean = np.array([[p[g].mean(), y[g].mean(), g.sum()] for g in groups])
+    error = float((np.abs(mean[:, 0] - mean[:, 1]) * mean[:, 2]).sum() / len(p))
+    figure, axes = new_figure(width=3.4, height=3.0)
+    axes[0, 0].plot([0, 1], [0, 1], ":", color="black")
+    axes[0, 0].plot(mean[:, 0], mean[:, 1], "o-", color=PALETTE[0])
+    axes[0, 0].set(xlabel="predicted probability", ylabel="observed frequency")
+    return Picture(figure, f"Calibration over {len(used)} bins of {len(p)} predictions: expected "
+                   f"calibration error {error:.3f}; lowest bin predicts {mean[0, 0]:.2f} and sees "
+                   f"{mean[0, 1]:.2f}, highest predicts {mean[-1, 0]:.2f} and sees "
+                   f"{mean[-1, 1]:.2f}.")
+
+
+@styled
+def scatter(points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str) -> Picture:
+    """Points, label -> (x [N], y [N]), with the rank correlation of each group."""
+    from scipy.stats import spearmanr
+
+    figure, axes = new_figure(width=4.2, height=3.2)
+    words = []
+    for k, (name, (x, y)) in enumerate(points.items()):
+        x, y = _array(x).reshape(-1), _array(y).reshape(-1)
+        axes[0, 0].plot(x, y, MARKERS[k % 7], color=PALETTE[k % 7], alpha=0.6, label=name, ls="")
+        flat = len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0
+        rank = "undefined" if flat else f"{spearmanr(x, y).statistic:.2f}"
+        words.append(f"{name}: {len(x)} points, rank correlation {rank}")
+    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
+    if len(points) > 1:
+        axes[0, 0].legend()
+    return Picture(figure, f"{ylabel} against {xlabel}. " + "; ".join(words) + ".")
+
+
+def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None) -> str:
+    """Draw mean lines with bands and return their trends in words."""
+    words, most = [], max(np.atleast_2d(_array(y)).shape[0] for y in series.values())
+    for k, (name, values) in enumerate(series.items()):
+        y = np.atleast_2d(_array(values))
+        place = np.arange(y.shape[1]) if x is None else _array(x)
+        used = np.isfinite(y).all(axis=0)  # metrics that are logged every few steps have gaps
+        y, place = y[:, used], place[used]
+        mean, low, high = interval(y)
+        ax.plot(place, mean, color=PALETTE[k % 7], ls=LINES[k % 7], label=name)
+        ax.fill_between(place, low, high, color=PALETTE[k % 7], alpha=0.18, lw=0)
+        band = f" (interval {low[-1]:.3g} to {high[-1]:.3g})" if len(y) > 1 else ""
+        words.append(f"{name} {_trend(mean, place)}{band}")
+    seeds = f" (mean of {most} seeds)" if most > 1 else ""
+    return "; ".join(words) + seeds + "."
+
+
+def _trend(y: np.ndarray, x: Sequence[Any]) -> str:
+    """A curve [T] in words: rises, falls, stays, or turns at a peak or a low."""
+    first, last, span = y[0], y[-1], np.ptp(y)
+    if span <= 0.02 * max(np.abs(y).max(), 1e-9):
+        return f"stays near {y.mean():.3g}"
+    top, low = int(np.argmax(y)), int(np.argmin(y))
+    for turn, verbs in ((top, ("rises", "peak", "falls")), (low, ("falls", "low", "rises"))):
+        if min(abs(y[turn] - first), abs(y[turn] - last)) > 0.25 * span:
+            return (f"{verbs[0]} from {first:.3g} to a {verbs[1]} of {y[turn]:.3g} at {x[turn]}, "
+                    f"then {verbs[2]} to {last:.3g}")
+    return f"{'rises' if last > first else 'falls'} from {first:.3g} to {last:.3g}"
+
+
+def _tiles(axes: Any, pixels: np.ndarray, titles: Sequence[str]) -> None:
+    """Draw pixels [B, H, W, 3] on the axes; left-over axes are hidden."""
+    for k, ax in enumerate(axes):
+        ax.set(xticks=[], yticks=[], frame_on=False)
+        ax.grid(False)
+        if k < len(pixels):
+            ax.imshow(pixels[k], interpolation="nearest", vmin=0, vmax=1)
+        if k < len(titles):
+            ax.set_title(titles[k], fontsize=7)
+
+
+def _pixels(images: Array) -> np.ndarray:
+    """[B, 3, H, W] -> [B, H, W, 3] in 0..1."""
+    x = _array(images)
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"images must be [B, 3, H, W], got {list(x.shape)}")
+    return np.clip(x, 0, 1).transpose(0, 2, 3, 1)
+
+
+def _array(values: Array) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().to("cpu").float().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _span(values: Array) -> str:
+    x = _array(values)
+    return f"{x.min():.3g} to {x.max():.3g}"
+
+
+def _fold(text: str, width: int = 16) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))

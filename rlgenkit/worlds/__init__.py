@@ -1,0 +1,14 @@
+"""Where data, ground truth and simulated annotators come from. Imports nothing of the package."""
+
+from .annotators import crowd, cyclic_probability, prefer, preference_probability, rate, taste, utilities
+from .prompts import (BACKGROUNDS, CATEGORIES, COLORS, DIGITS, GLYPHS, KINDS, RELATIONS, WORDS, Group,
+                      Prompt, caption, parse, sample_prompts, split_of)
+from .reader import Reading, check, edit_distance, load_reader, read, words
+from .scenes import (LOOKS, SHAPES, SIZE, Scene, Sticker, balance_of, render, sample_scene,
+                     sample_scenes, with_look)
+
+__all__ = ["crowd", "cyclic_probability", "prefer", "preference_probability", "rate", "taste",
+           "utilities", "BACKGROUNDS", "CATEGORIES", "COLORS", "DIGITS", "GLYPHS", "KINDS", "RELATIONS", "WORDS",
+           "Group", "Prompt", "caption", "parse", "sample_prompts", "split_of", "Reading", "check",
+           "edit_distance", "load_reader", "read", "words", "LOOKS", "SHAPES", "SIZE", "Scene",
+           "Sticker", "balance_of", "render", "sample_scene", "sample_scenes", "with_look"]

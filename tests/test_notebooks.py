@@ -1,0 +1,138 @@
+"""Every notebook: lint, declared parameters, a clean quick run without a network, valid results."""
+
+import json
+import math
+import warnings
+
+import nbformat
+import pytest
+
+from ci import series as runner
+from rlgenkit.commands import committed, lint
+from rlgenkit.commands.places import RESULTS, TEMPLATE, series
+from rlgenkit.workbook import declared, validate
+
+NOTEBOOKS = [*series(), TEMPLATE]
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def finite(value) -> bool:
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@every_notebook
+def test_lint(path):
+    assert lint.lint(path) == []
+
+
+@every_notebook
+def test_parameters_are_declared(path):
+    found = declared(path)
+    assert set(lint.COMMON) <= set(found.types)
+    assert all(found.help.values())
+    assert {"quick", "default", "full"} <= set(found.presets)
+
+
+@every_notebook
+def test_quick_run(path, quick_run):
+    done = quick_run(path)
+    log = done.out_dir / "run.log"
+    tail = log.read_text(encoding="utf-8")[-3000:] if log.is_file() else "no log"
+    assert done.code == 0, f"{done.sentence}\n{tail}"
+    if done.seconds > runner.GOAL_S:
+        warnings.warn(f"{path.stem}: quick run took {done.seconds:.0f} s, more than {runner.GOAL_S:.0f} s")
+    results = done.results()
+    assert results is not None, "the notebook ended without run.finish()"
+    validate(results)
+    assert finite(results) and results["profile"] == "quick"
+    assert all(c["verdict"] in ("not judged", "not testable at this scale") for c in results["claims"])
+
+
+@every_notebook
+def test_executed_notebook_is_clean(path, quick_run):
+    """After normalizing, the quick run keeps the rules that a committed run must keep."""
+    executed = committed.normalize(committed.read(quick_run(path).notebook))
+    nbformat.validate(nbformat.from_dict(executed))
+    codes = [c for c in executed["cells"] if c["cell_type"] == "code" and c["source"].strip()]
+    assert [c["execution_count"] for c in codes] == list(range(1, len(codes) + 1))
+    assert lint.figures(executed["cells"]) == []
+    assert committed.LOCAL_PATH.search(committed.text_of(executed)) is None
+    assert committed.normalize(executed) == executed
+
+
+@every_notebook
+def test_exercises_check_themselves(path, quick_run):
+    """Stubs are not yet right, solutions are."""
+    for cell in committed.read(quick_run(path).notebook)["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
+        rows = [r for r in text.splitlines() if r.startswith("Exercise ")]
+        if "solution" in lint.tags(cell):
+            assert all("correct" in r for r in rows), rows
+        elif "check" in lint.tags(cell):
+            assert not any("correct" in r for r in rows), rows
+
+
+@pytest.mark.parametrize("path", series(), ids=lambda p: p.stem)
+def test_committed_form_is_normal_and_fresh(path):
+    assert committed.problems(path) == []
+    results = json.loads((RESULTS / f"{path.stem[:2]}.json").read_text(encoding="utf-8"))
+    validate(results)
+    assert finite(results) and results["profile"] == "default" and results["notebook"] == path.stem
+    assert results["timing"]["seconds"] > 0
+
+
+def test_generated_pages_are_fresh():
+    from rlgenkit.commands.report import report
+
+    assert report(check=True) == []
+
+
+def small_notebook(path, *codes: str):
+    """A notebook whose parameters cell is followed by the given code cells."""
+    head = nbformat.v4.new_code_cell('profile: str = "quick"  # p\nout_dir: str = None  # o\n')
+    head.metadata["tags"] = ["parameters"]
+    nb = nbformat.v4.new_notebook(cells=[head, *map(nbformat.v4.new_code_cell, codes)])
+    nbformat.write(nb, path)
+    return path
+
+
+def test_network_is_blocked_in_quick_runs(tmp_path):
+    """The proof that the runs above had no network: connecting and resolving fail, loopback works."""
+    path = small_notebook(tmp_path / "net.ipynb", """
+import socket
+refused = 0
+for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=2),
+             lambda: socket.getaddrinfo("example.invalid", 80)):
+    try:
+        call()
+    except ConnectionRefusedError as error:
+        refused += "the network is blocked" in str(error)
+assert refused == 2, refused
+server = socket.create_server(("127.0.0.1", 0))
+socket.create_connection(server.getsockname()).close()
+""")
+    done = runner.run_one(path, tmp_path / "run")
+    assert done.code == 0, done.sentence
+
+
+def test_failing_cell_keeps_its_traceback(tmp_path):
+    path = small_notebook(tmp_path / "bad.ipynb", "def deep():\n    return 1 / 0\n", "deep()")
+    done = runner.run_one(path, tmp_path / "run")
+    assert done.code == 1 and "ZeroDivisionError" in done.sentence
+    log = (tmp_path / "run" / "run.log").read_text(encoding="utf-8")
+    assert "return 1 / 0" in log and "deep()" in log
+
+
+def test_dead_kernel_and_time_limit_are_recognized(tmp_path):
+    path = small_notebook(tmp_path / "dead.ipynb", "import os; os.kill(os.getpid(), 9)")
+    done = runner.run_one(path, tmp_path / "a")
+    assert done.code == 138 and "kernel died" in done.sentence
+    path = small_notebook(tmp_path / "slow.ipynb", "import time; time.sleep(600)")
+    done = runner.run_one(path, tmp_path / "b", limit_s=8)
+    assert done.code == 124 and "time limit" in done.sentence and done.seconds < 30

@@ -1,0 +1,567 @@
+"""Advantages, losses and updates against brute force, closed forms and finite differences."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal, kl_divergence
+
+from rlgenkit import optimizers as o
+from rlgenkit import samplers as s
+
+SHAPE = (2, 2, 2)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=generator(seed))
+
+
+# ------------------------------------------------------------------ advantages
+
+
+def test_group_advantages_by_hand_with_interleaved_duplicates():
+    values = torch.tensor([1.0, 10.0, 3.0, 30.0, 5.0, 20.0])
+    groups = torch.tensor([4, 2, 4, 2, 4, 2])  # one prompt's rows need not be neighbors
+    expected = torch.tensor([-1, -1, 0, 1, 1, 0]) * math.sqrt(1.5)
+    assert torch.allclose(o.group_advantages(values, groups, eps=0.0), expected, atol=1e-6)
+    shuffle = torch.randperm(6, generator=generator())
+    moved = o.group_advantages(values[shuffle], groups[shuffle], eps=0.0)
+    assert torch.allclose(moved, expected[shuffle], atol=1e-6)
+    batch = o.group_advantages(values, groups, "batch", eps=0.0)
+    centered = values - torch.tensor([3.0, 20, 3, 20, 3, 20])
+    assert torch.allclose(batch, centered / values.std(correction=0), atol=1e-6)
+    assert torch.equal(o.group_advantages(values, groups, "none", clamp=None), centered)
+    assert torch.equal(o.group_advantages(values, groups, "none"), centered.clamp(-5, 5))
+    assert o.group_advantages(values, groups).dtype == torch.float32
+    with pytest.raises(ValueError, match="std"):
+        o.group_advantages(values, groups, "global")
+    with pytest.raises(ValueError, match=r"\[B\]"):
+        o.group_advantages(values, groups[:3])
+
+
+def test_statistics_are_float64():
+    values = 1e6 + torch.tensor([0.0, 0.0625, 0.125, 0.1875])
+    got = o.group_advantages(values, torch.zeros(4, dtype=torch.long), eps=0.0)
+    assert torch.allclose(got, torch.tensor([-3.0, -1, 1, 3]) / math.sqrt(5), atol=1e-6)
+
+
+def test_equal_rewards_give_exactly_zero():
+    values = torch.tensor([0.1, 0.1, 0.1, 0.7, 0.3, 0.2])
+    groups = torch.tensor([0, 0, 0, 1, 1, 2])  # a constant group and a single one
+    for std in ("group", "batch", "none"):
+        got = o.group_advantages(values, groups, std, eps=1e-8)
+        assert torch.equal(got[[0, 1, 2, 5]], torch.zeros(4))
+        assert o.nonzero_rows(got).tolist() == [3, 4]
+
+
+def test_invalid_samples_are_left_out():
+    values = torch.tensor([1.0, 3.0, math.nan, 2.0, 8.0])
+    groups, valid = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([1, 1, 0, 1, 1]).bool()
+    for std in ("group", "batch", "none"):
+        got = o.group_advantages(values, groups, std, valid=valid)
+        kept = o.group_advantages(values[valid], groups[valid], std)
+        assert got[2] == 0 and torch.equal(got[valid], kept)
+    assert o.batch_advantages(values, valid=valid)[2] == 0
+    with pytest.raises(ValueError, match="sample 2 is nan"):
+        o.group_advantages(values, groups)
+    none = o.group_advantages(values, groups, "batch", valid=torch.zeros(5))
+    assert torch.equal(none, torch.zeros(5))
+
+
+def test_batch_advantages_are_standardized():
+    got = o.batch_advantages(randn(500) * 7 + 3, clamp=None).double()
+    assert float(got.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(got.std(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
+def test_standardize_then_sum_ignores_scales():
+    values, groups = randn(2, 12), torch.arange(12) % 3
+    one = o.standardize_then_sum(values, groups, (1.0, 0.5), eps=0.0)
+    scaled = values * torch.tensor([[100.0], [1.0]])
+    other = o.standardize_then_sum(scaled, groups, (1.0, 0.5), eps=0.0)
+    assert torch.allclose(one, other, atol=1e-5)
+    parts = [o.group_advantages(v, groups, eps=0.0) for v in values]
+    assert torch.allclose(one, parts[0] + 0.5 * parts[1], atol=1e-6)
+    summed = o.group_advantages(100 * values[0] + 0.5 * values[1], groups, eps=0.0)
+    assert torch.allclose(summed, parts[0], atol=0.05)  # why raw rewards are not added
+    with pytest.raises(ValueError, match="weights"):
+        o.standardize_then_sum(values, groups, (1.0,))
+
+
+def test_tracker_inserts_first_falls_back_and_forgets():
+    tracker = o.PromptTracker(buffer_size=4, min_count=3)
+    keys = ["a", "b", "a", "b"]
+    values = torch.tensor([1.0, 5.0, 3.0, 7.0])
+    first = tracker.update(keys, values, eps=0.0)
+    assert torch.allclose(first, (values - 4) / values.std(correction=0))  # 2 < min_count
+    second = tracker.update(["a", "b"], torch.tensor([8.0, 6.0]), eps=0.0)
+    known = torch.tensor([1.0, 3.0, 8.0])
+    assert float(second[0]) == pytest.approx(float((8 - known.mean()) / known.std(correction=0)))
+    tracker.update(["a"] * 3, torch.tensor([2.0, 4.0, 6.0]))
+    assert list(tracker.buffers["a"]) == [8.0, 2.0, 4.0, 6.0]  # the oldest left
+    copy_of = o.PromptTracker()
+    copy_of.load_state_dict(json.loads(json.dumps(tracker.state_dict())))
+    fresh = torch.tensor([1.0, 2.0])
+    assert torch.equal(tracker.update(["a", "b"], fresh), copy_of.update(["a", "b"], fresh))
+    assert copy_of.buffers == tracker.buffers and copy_of.buffer_size == 4
+    valid = torch.tensor([False, True])
+    got = tracker.update(["a", "c"], torch.tensor([math.nan, 1.0]), valid=valid)
+    assert got[0] == 0 and all(map(math.isfinite, tracker.buffers["a"]))
+
+
+# ------------------------------------------------------------------ losses
+
+
+def test_ppo_terms_against_the_definition_row_by_row():
+    log_probs, old, advantages = randn(3, 5), randn(3, 5, seed=1), randn(5, seed=2)
+    got = o.ppo_clip_terms(log_probs, old, advantages, (0.2, 0.3))
+    for k in range(3):
+        for i in range(5):
+            ratio, a = math.exp(log_probs[k, i] - old[k, i]), float(advantages[i])
+            expected = max(-a * ratio, -a * min(max(ratio, 0.8), 1.3))
+            assert float(got[k, i]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert float(o.ppo_clip_loss(log_probs, old, advantages, 0.2)) == pytest.approx(
+        float(o.ppo_clip_terms(log_probs, old, advantages, (0.2, 0.2)).mean()))
+    assert float(o.ppo_clip_loss(old, old, torch.tensor(1.0), 0.1)) == -1.0
+
+
+def test_ppo_gradient_stops_where_the_clip_bites():
+    log_probs = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.0]).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    o.ppo_clip_terms(log_probs, torch.zeros(5), advantages, 0.1).sum().backward()
+    ratio = log_probs.detach().exp()
+    expected = -advantages * ratio * torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
+    assert torch.allclose(log_probs.grad, expected)
+
+
+def test_ppo_on_policy_gradient_is_reinforce():
+    values, advantages = randn(4, 6), randn(6, seed=1)
+    for loss in (lambda p: o.ppo_clip_loss(p, values, advantages, 1e-4),
+                 lambda p: o.grpo_loss(p, values, advantages, 1e-4, torch.zeros(4, 6), 0.1)):
+        p, q = values.clone().requires_grad_(), values.clone().requires_grad_()
+        loss(p).backward()
+        o.reinforce_loss(q, advantages).backward()
+        assert torch.allclose(p.grad, q.grad, atol=1e-7)
+        assert torch.allclose(p.grad, (-advantages / 24).expand(4, 6), atol=1e-7)
+
+
+def test_grpo_adds_the_penalty():
+    p, old, a, kl = randn(2, 3), randn(2, 3, seed=1), randn(3, seed=2), randn(2, 3, seed=3) ** 2
+    expected = o.ppo_clip_loss(p, old, a, 0.2) + 0.3 * kl.mean()
+    assert torch.allclose(o.grpo_loss(p, old, a, 0.2, kl, 0.3), expected)
+    assert torch.equal(o.grpo_loss(p, old, a, 0.2), o.ppo_clip_loss(p, old, a, 0.2))
+    for bad in (0.0, (1.5, 0.1), -0.1):
+        with pytest.raises(ValueError, match="clip"):
+            o.ppo_clip_loss(p, old, a, bad)
+
+
+def test_ratio_stats_count_what_is_clipped():
+    change = torch.tensor([[0.0, 0.3, -0.3, 0.05]])
+    stats = o.ratio_stats(change, torch.zeros(1, 4), 0.1)
+    assert int(stats["clipped"]) == 2
+    assert float(stats["square"]) == pytest.approx(0.5 * (0.09 + 0.09 + 0.0025), rel=1e-5)
+    assert float(stats["deviation"]) == pytest.approx(math.exp(0.3) - 1, rel=1e-5)
+    assert int(o.ratio_stats(change, torch.zeros(1, 4), None)["clipped"]) == 0
+
+
+def test_k3_has_the_right_sign_and_size_near_zero():
+    for r in (1e-6, -1e-6, 1e-4, -1e-4, 9.9e-4, 1.01e-3, 0.5, -0.5, 3.0):
+        got = float(o.kl_k3(torch.tensor(-r), torch.tensor(0.0)))
+        exact = float(torch.tensor(r, dtype=torch.float64).expm1() - float(torch.tensor(r)))
+        if abs(r) < 1e-3:
+            exact = r * r / 2 + r**3 / 6 + r**4 / 24
+        assert got > 0 and got == pytest.approx(exact, rel=1e-3)
+    naive = torch.tensor(1e-6).exp() - 1 - torch.tensor(1e-6)
+    assert float(naive) <= 0  # the form that this replaces
+    assert float(o.kl_k3(torch.tensor(0.3), torch.tensor(0.3))) == 0
+
+
+def test_kl_estimators_average_to_the_kl():
+    p, q = Normal(0.2, 1.0), Normal(0.0, 1.1)
+    x = 0.2 + randn(400_000).double()
+    exact = float(kl_divergence(p, q))
+    for estimator, tolerance in ((o.kl_k1, 3e-3), (o.kl_k3, 1e-3), (o.kl_k2, 0.2 * exact)):
+        got = float(estimator(p.log_prob(x), q.log_prob(x)).mean())
+        assert got == pytest.approx(exact, abs=tolerance), estimator
+    # reversed arguments are another divergence, with another sign for k1
+    assert float(o.kl_k1(q.log_prob(x), p.log_prob(x)).mean()) < 0
+
+
+def test_anchors_against_torch_kl():
+    table = s.flow_table(10, noise=0.7, shift=3.0)
+    steps, x = torch.tensor([0, 4, 9]), randn(4, *SHAPE)
+    v, w = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
+    p = torch.stack([s.step(table, i, x, v, x).mean for i in steps.tolist()])
+    q = torch.stack([s.step(table, i, x, w, x).mean for i in steps.tolist()])
+    forms = {f: o.anchor_weights(f, table.std, table.dt, table.b, 8) for f in
+             ("mean", "mean_dt", "exact", "velocity")}
+    for k, i in enumerate(steps.tolist()):
+        std, dt = table.std[i].double(), table.dt[i].double()
+        kl = kl_divergence(Normal(p[k].double(), std), Normal(q[k].double(), std))
+        got = {f: o.anchor_terms(p, q, weight[steps])[k].double() for f, weight in forms.items()}
+        assert torch.allclose(got["exact"], kl.sum((1, 2, 3)), rtol=1e-4)
+        assert torch.allclose(got["mean_dt"], kl.mean((1, 2, 3)), rtol=1e-4)
+        rate = std / dt.sqrt()  # released form: s_t without dt
+        released = (p[k] - q[k]).double().square().mean((1, 2, 3)) / (2 * rate**2)
+        assert torch.allclose(got["mean"], released, rtol=1e-4)
+        assert torch.allclose(got["velocity"], o.velocity_mse(v, w).double(), rtol=2e-3)
+    still = s.flow_table(4, "ode")
+    assert o.anchor_weights("exact", still.std, still.dt, still.b, 8).isnan().all()
+    with pytest.raises(ValueError, match="anchor"):
+        o.anchor_weights("kl", table.std, table.dt, table.b, 8)
+
+
+def test_anchor_pulls_the_policy_only():
+    p, q = randn(1, 2, 3).requires_grad_(), randn(1, 2, 3, seed=1).requires_grad_()
+    o.anchor_terms(p, q, torch.tensor([2.0])).sum().backward()
+    assert q.grad is None
+    assert torch.allclose(p.grad, (4 / 3 * (p - q)).detach(), atol=1e-6)
+
+
+# ------------------------------------------------------------------ weighted regression
+
+
+def test_rwr_weights():
+    values, groups = torch.tensor([1.0, 2.0, 3.0, 9.0]), torch.tensor([0, 1, 0, 1])
+    w = o.rwr_weights(values, 0.5)
+    assert torch.allclose(w, (values / 0.5).softmax(0)) and float(w.sum()) == pytest.approx(1)
+    grouped = o.rwr_weights(values, 0.5, groups)
+    assert float(grouped[groups == 0].sum()) == pytest.approx(0.5)
+    assert float(grouped[2] / grouped[0]) == pytest.approx(math.exp(4), rel=1e-4)
+    assert o.rwr_weights(values, 1e6)[0] == pytest.approx(0.25, abs=1e-4)
+    masked = o.rwr_weights(values, 0.5, groups, torch.tensor([1, 1, 1, 0]))
+    assert masked[3] == 0 and float(masked.sum()) == pytest.approx(1)
+    assert o.rwr_weights(torch.tensor([1e4, 0.0]), 0.2).tolist() == [1.0, 0.0]  # no overflow
+    best = o.sparse_rwr_weights(torch.arange(20.0), 0.1)
+    assert best.nonzero().flatten().tolist() == [18, 19] and float(best.sum()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="temperature"):
+        o.rwr_weights(values, 0.0)
+
+
+def test_weighted_denoising_loss():
+    prediction, target = randn(3, *SHAPE), randn(3, *SHAPE, seed=1)
+    w = torch.tensor([0.5, 0.0, 0.5])
+    by_hand = sum(float(w[i] * (prediction[i] - target[i]).square().mean()) for i in range(3))
+    got = float(o.weighted_denoising_loss(prediction, target, w))
+    assert got == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_best_of_group_and_pairs():
+    values = torch.tensor([3.0, 1.0, 5.0, 1.0, 4.0, 1.0, 9.0])
+    groups = torch.tensor([0, 1, 0, 1, 0, 1, 2])
+    assert o.best_of_group(values, groups).tolist() == [2, 1, 6]
+    assert o.best_of_group(values, groups, k=2).tolist() == [2, 4, 1, 3, 6]
+    valid = torch.tensor([1, 1, 0, 1, 1, 1, 1])
+    assert o.best_of_group(values, groups, valid=valid).tolist() == [4, 1, 6]
+    assert o.best_and_worst(values, groups).tolist() == [[2, 0]]
+    assert o.best_and_worst(values, groups, valid).tolist() == [[4, 0]]
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0, 2.0])
+def test_nft_minimum_is_the_improvement_direction(strength):
+    old, target = randn(5, 3).double(), randn(5, 3, seed=1).double()
+    r = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0]).double()
+    best = old + (2 * r - 1).view(-1, 1) * (target - old) / strength
+    v = best.clone().requires_grad_()
+    o.nft_terms(v, old, target, r, strength).sum().backward()
+    assert v.grad.abs().max() < 1e-5
+    low = o.nft_terms(best, old, target, r, strength)
+    for seed in range(5):
+        other = o.nft_terms(best + 0.1 * randn(5, 3, seed=seed), old, target, r, strength)
+        assert (other > low).all()
+    # at v = v_old the value does not depend on r: the card's warning about the first update
+    same = o.nft_terms(old, old, target, r, strength)
+    assert torch.allclose(same, (old - target).square().mean(1), atol=1e-5)
+
+
+def test_nft_released_form_and_helpers():
+    v, old, target = randn(4, 6), randn(4, 6, seed=1), randn(4, 6, seed=2)
+    r, sigma, b = torch.tensor([0.1, 0.4, 0.7, 1.0]), torch.tensor([0.2, 0.5, 0.8, 1.0]), 0.5
+    x0, x1 = randn(4, 6, seed=3), randn(4, 6, seed=4)
+    x, target = s.noised_flow(x0, x1, sigma)
+    expected = torch.zeros(4)
+    for sign, weight in ((1, r), (-1, 1 - r)):  # regression in clean-latent space
+        branch = old + sign * b * (v - old)
+        clean = x - sigma.view(-1, 1) * branch
+        scale = (clean - x0).abs().mean(1)
+        expected += weight * ((clean - x0) ** 2).mean(1) / scale / b
+    assert torch.allclose(o.nft_terms(v, old, target, r, b, sigma), expected, atol=1e-5)
+    assert torch.allclose(o.nft_loss(v, old, target, r, b, sigma), expected.mean(), atol=1e-5)
+    got = o.nft_optimality(torch.tensor([-9.0, -5, 0, 2.5, 5]))
+    assert got.tolist() == [0, 0, 0.5, 0.75, 1]
+    assert [o.nft_decay(u) for u in (0, 100, 900)] == [0, 0.1, 0.5]
+    assert o.nft_decay(75, 0.0075, 75, 0.999) == 0 and o.nft_decay(175, 0.0075, 75, 0.999) == 0.75
+    leaf = old.clone().requires_grad_()
+    o.nft_loss(v.requires_grad_(), leaf, target, r).backward()
+    assert leaf.grad is None and v.grad is not None
+
+
+def test_ema():
+    p = nn.Parameter(torch.zeros(3))
+    ema = o.Ema([p], decay=0.9)
+    p.data += 1
+    ema.update()
+    assert torch.allclose(ema.averages[0], torch.full((3,), 0.1))
+    ema.update(decay=0.0)
+    assert torch.equal(ema.averages[0], torch.ones(3))
+    p.data += 1
+    with ema.applied():
+        assert torch.equal(p, torch.ones(3))
+    assert torch.equal(p, torch.full((3,), 2.0))
+    other = o.Ema([nn.Parameter(torch.zeros(3))])
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.averages[0], ema.averages[0])
+    with pytest.raises(ValueError, match="tensors"):
+        other.load_state_dict({})
+
+
+# ------------------------------------------------------------------ the update
+
+
+class Linear(nn.Module):
+    """Velocity W x + b t: small enough for finite differences."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * randn(8, 8, seed=5).to(dtype))
+        self.bias = nn.Parameter(0.3 * randn(8, seed=6).to(dtype))
+
+    def forward(self, x, t):
+        flat = x.flatten(1).to(self.weight.dtype)
+        return (flat @ self.weight + self.bias * (t.view(-1, 1) / 1000)).view(x.shape)
+
+
+def setup(batch=6, n=5):
+    network = Linear()
+    x = s.initial_noise(batch, SHAPE, generator())
+    path = s.rollout(network, s.flow_table(n), x, generator(1))
+    return network, path, randn(batch, seed=3)
+
+
+def replay_of(network, path, together=False):
+    return lambda steps, rows: s.replay(network, path, steps, rows, together)
+
+
+def nudged(network):
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for i, p in enumerate(other.parameters()):
+            p += 0.02 * randn(*p.shape, seed=20 + i)
+    return other
+
+
+def change(network, path, advantages, **arguments):
+    """Parameter change of one SGD step of rate 1 (= minus the gradient), and the stats."""
+    network = copy.deepcopy(network)
+    before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    together = arguments.pop("together", False)
+    reference = arguments.pop("reference_network", None)
+    if reference is not None:
+        arguments["reference"] = replay_of(reference, path)
+    steps = arguments.pop("steps", torch.arange(4))
+    stats = o.policy_gradient_update(
+        replay_of(network, path, together), torch.optim.SGD(network.parameters(), lr=1.0),
+        network.parameters(), path.log_probs, advantages, steps,
+        max_grad_norm=arguments.pop("max_grad_norm", math.inf), **arguments,
+    )  # fmt: skip
+    return nn.utils.parameters_to_vector(network.parameters()).detach() - before, stats
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_policy_gradient_against_finite_differences(clip):
+    """The surrogate's gradient, from float64 Gaussian log-probs written out here."""
+    network, path, advantages = setup()
+    policy = nudged(network) if clip else network
+    gradient = -change(policy, path, advantages, clip=clip)[0].double()
+    exact = copy.deepcopy(policy).double()
+    table = path.table
+
+    def surrogate(vector):
+        nn.utils.vector_to_parameters(vector, exact.parameters())
+        total = 0.0
+        for i in range(4):
+            x, after = path.latents[i].double(), path.latents[i + 1].double()
+            with torch.no_grad():
+                v = exact(x, table.t[i].double().expand(len(x)))
+            mean = float(table.a[i]) * x + float(table.b[i]) * v
+            log_prob = Normal(mean, float(table.std[i])).log_prob(after).mean((1, 2, 3))
+            if clip is None:
+                total += float((-advantages.double() * log_prob).mean()) / 4
+            else:
+                ratio = (log_prob - path.log_probs[i].double()).exp()
+                a = advantages.double()
+                terms = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+                total += float(terms.mean()) / 4
+        return total
+
+    start = nn.utils.parameters_to_vector(exact.parameters()).detach().clone()
+    for j in (0, 9, 30, 63, 64, 71):
+        h = torch.zeros_like(start)
+        h[j] = 1e-4
+        numeric = (surrogate(start + h) - surrogate(start - h)) / 2e-4
+        assert float(gradient[j]) == pytest.approx(numeric, rel=1e-3, abs=1e-6)
+
+
+def test_expected_score_gradient_is_that_of_the_expected_reward():
+    """A one-step policy N(mean, std) with reward x: d E[x] / d mean = 1 per element (REINFORCE)."""
+    table = s.flow_table(4, "dance", noise=1.0)
+    v = torch.zeros(1, requires_grad=True)
+    x = torch.zeros(200_000, 1)
+    taken = s.step(table, 0, x, v.expand_as(x), generator=generator(), reduction="sum")
+    o.reinforce_loss(taken.log_prob, taken.sample.detach().flatten()).backward()
+    assert float(v.grad) == pytest.approx(-float(table.b[0]), rel=0.02)
+
+
+def test_first_ratio_is_one_and_stats_are_right():
+    network, path, advantages = setup()
+    _, stats = change(network, path, advantages, clip=1e-4)
+    assert stats["ratio_deviation"] == 0 and stats["ratio_mean"] == 1
+    assert stats["clip_fraction"] == 0 and stats["approx_kl"] == 0
+    assert stats["loss"] == pytest.approx(-float(advantages.mean()), abs=1e-6)
+    _, split = change(network, path, advantages, batch_size=2)
+    assert split["ratio_deviation"] <= 1e-6
+    policy = nudged(network)
+    delta, stats = change(policy, path, advantages, clip=1e-3)
+    with torch.no_grad():
+        new = replay_of(policy, path)(torch.arange(4), torch.arange(6))[0]
+    shift = (new - path.log_probs[:4]).double()
+    ratio = shift.exp()
+    outside = float(((ratio - 1).abs() > 1e-3).double().mean())
+    assert stats["clip_fraction"] == pytest.approx(outside)
+    assert stats["approx_kl"] == pytest.approx(float(0.5 * (shift**2).mean()), rel=1e-5)
+    assert stats["ratio_deviation"] == pytest.approx(float((ratio - 1).abs().max()), rel=1e-6)
+    assert stats["grad_norm"] == pytest.approx(float(delta.norm()), rel=1e-5)
+
+
+def test_invariant_to_micro_batches_and_steps_per_forward():
+    network, path, advantages = setup()
+    policy, common = nudged(network), {"clip": 0.05}
+    table = path.table
+    common |= {"reference_network": network, "beta": 0.3,
+               "anchor": o.anchor_weights("mean_dt", table.std, table.dt, table.b, 8)}
+    whole, stats = change(policy, path, advantages, **common)
+    assert whole.abs().max() > 1e-3 and stats["penalty"] > 0
+    splits = ({"batch_size": 4}, {"batch_size": 1}, {"steps_per_forward": 3, "together": True},
+              {"batch_size": 4, "steps_per_forward": 4, "together": True}, {"steps_per_forward": 2})
+    for split in splits:
+        other, other_stats = change(policy, path, advantages, **common, **split)
+        assert torch.allclose(whole, other, atol=2e-6), split
+        for name, value in stats.items():
+            assert other_stats[name] == pytest.approx(value, rel=1e-3, abs=1e-6), (split, name)
+
+
+def test_zero_advantages_give_zero_gradient():
+    network, path, advantages = setup()
+    groups = torch.tensor([0, 0, 0, 1, 1, 1])
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.2, 0.5, 0.9])
+    delta, stats = change(nudged(network), path, torch.zeros(6))
+    assert torch.equal(delta, torch.zeros_like(delta)) and stats["grad_norm"] == 0
+    a = o.group_advantages(rewards, groups)
+    policy = nudged(network)
+    whole, _ = change(policy, path, a, clip=0.2)
+    kept, _ = change(policy, path, a, clip=0.2, rows=o.nonzero_rows(a))
+    assert torch.allclose(whole * 2, kept, atol=1e-6)  # same sum, over half of the rows
+    with pytest.raises(ValueError, match="nothing to train on"):
+        change(network, path, a, rows=torch.zeros(0, dtype=torch.long))
+
+
+def test_update_uses_the_advantage_of_its_own_sample_and_step():
+    network, path, advantages = setup()
+    parts = []
+    for row in range(6):
+        alone = torch.zeros(6)
+        alone[row] = advantages[row]
+        parts.append(change(network, path, alone, clip=None)[0])
+        by_row = change(network, path, advantages, clip=None, rows=torch.tensor([row]))[0]
+        assert torch.allclose(by_row, parts[-1] * 6, atol=1e-5)
+    whole = change(network, path, advantages, clip=None)[0]
+    assert torch.allclose(whole, torch.stack(parts).sum(0), atol=1e-5)
+    per_step = torch.zeros(5, 6)
+    per_step[2] = advantages
+    one = change(network, path, per_step, clip=None)[0]
+    two = change(network, path, advantages, clip=None, steps=torch.tensor([2]))[0]
+    assert torch.allclose(one * 4, two, atol=1e-5)
+
+
+def test_update_raises_the_reward():
+    """Twelve updates on reward = mean of the sample must move the ODE's samples up."""
+    network, held_out = Linear(), s.initial_noise(64, SHAPE, generator(99))
+    optimizer = o.make_optimizer(network.parameters(), lr=5e-2)
+    before = s.rollout(network, s.flow_table(5, "ode"), held_out).final.mean()
+    for i in range(12):
+        x = s.initial_noise(64, SHAPE, generator(i))
+        path = s.rollout(network, s.flow_table(5), x, generator(100 + i))
+        advantages = o.batch_advantages(path.final.mean((1, 2, 3)))
+        stats = o.policy_gradient_update(
+            replay_of(network, path, True), optimizer, network.parameters(), path.log_probs,
+            advantages, torch.arange(4), clip=0.2, steps_per_forward=4,
+        )  # fmt: skip
+        assert stats["ratio_deviation"] < 1e-6
+    after = s.rollout(network, s.flow_table(5, "ode"), held_out).final.mean()
+    assert float(after - before) > 0.2
+
+
+def test_anchor_pulls_back_to_the_reference():
+    network, path, _ = setup()
+    table, policy = path.table, nudged(network)
+    for form in ("mean", "mean_dt", "exact", "velocity"):
+        anchor = o.anchor_weights(form, table.std, table.dt, table.b, 8)
+        delta, stats = change(policy, path, torch.zeros(6), reference_network=network, beta=1.0,
+                              anchor=anchor)
+        ends = [nn.utils.parameters_to_vector(n.parameters()).detach() for n in (policy, network)]
+        away = ends[0] - ends[1]
+        assert float(delta @ away) < 0 and stats["penalty"] > 0, form
+    with pytest.raises(ValueError, match="reference"):
+        change(policy, path, torch.zeros(6), beta=1.0)
+    window = s.rollout(network, s.flow_table(5), path.latents[0], generator(), range(2))
+    anchor = o.anchor_weights("exact", window.table.std, window.table.dt, window.table.b, 8)
+    with pytest.raises(ValueError, match="deterministic"):
+        change(policy, window, torch.zeros(6), reference_network=network, beta=1.0, anchor=anchor)
+
+
+def test_gradient_norm_is_clipped():
+    network, path, advantages = setup()
+    free, stats = change(network, path, 10 * advantages, clip=None)
+    held, _ = change(network, path, 10 * advantages, clip=None, max_grad_norm=0.01)
+    assert stats["grad_norm"] > 0.1 and float(held.norm()) == pytest.approx(0.01, rel=1e-3)
+    assert torch.allclose(free / free.norm(), held / held.norm(), atol=1e-5)
+
+
+def test_non_finite_values_name_step_and_sample_and_change_nothing():
+    network, path, advantages = setup()
+    bad = advantages.clone()
+    bad[4] = math.nan
+    before = [p.detach().clone() for p in network.parameters()]
+    optimizer = o.make_optimizer(network.parameters(), lr=1.0)
+
+    def update(replay, a):
+        return o.policy_gradient_update(replay, optimizer, network.parameters(), path.log_probs, a,
+                                        torch.tensor([1, 2]), batch_size=3)
+
+    with pytest.raises(FloatingPointError, match="loss at step 1, sample 4"):
+        update(replay_of(network, path), bad)
+
+    def broken(steps, rows):  # finite value, infinite gradient for one sample at one step
+        log_probs, means = s.replay(network, path, steps, rows)
+        spot = (steps.view(-1, 1) == 2) & (rows.view(1, -1) == 3)
+        if spot.any():  # the root's slope at 0 is infinite
+            log_probs = log_probs + (network.weight.sum() * 0).abs().sqrt()
+        return log_probs, means
+
+    with pytest.raises(FloatingPointError, match="gradient at step 2, sample 3"):
+        update(broken, advantages)
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_make_optimizer_wants_something_to_train():
+    frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+    with pytest.raises(ValueError, match="LoRA"):
+        o.make_optimizer([frozen], 1e-3)

@@ -1,0 +1,428 @@
+"""Workbook: parameters, resume, statistics, verdicts, figures, exercises - each with an oracle."""
+
+import errno
+import itertools
+import json
+import os
+import signal
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+from rlgenkit import workbook as wb
+from rlgenkit.workbook import checkpoint
+
+CELL = """\
+profile: str = "default"  # quick, default or full
+seed: int = 0  # first seed
+n_seeds: int = None  # number of seeds
+device: str = "cpu"  # auto, cpu or cuda
+out_dir: str = None  # run folder
+steps: int = None  # updates
+clip: float = 0.2  # clip range
+reward: str = "truth"  # which reward
+"""
+PRESETS = {"quick": {"steps": 2}, "default": {"steps": 10}, "full": {"steps": 99}}
+RANGES = {"clip": (1e-6, 1.0), "reward": ["truth", "warmth"], "steps": (1, None)}
+
+
+def namespace(**changes):
+    space = {}
+    exec(CELL, space)
+    return {**space, **changes}
+
+
+def resolved(**changes):
+    return wb.parameters(namespace(**changes), "01_ddpo", PRESETS, RANGES)
+
+
+def started(folder, profile="default"):
+    return wb.start(resolved(out_dir=str(folder), profile=profile), "DDPO",
+                    {"title": "T", "year": 2023, "arxiv": "2305.13301"})
+
+
+# --- parameters
+
+
+def test_presets_fill_none_and_given_values_win():
+    p = resolved()
+    assert (p.steps, p.clip, p.n_seeds, p.seeds, p.device) == (10, 0.2, 3, [0, 1, 2], "cpu")
+    assert resolved(steps=7, profile="full").steps == 7
+    assert resolved(profile="quick", seed=5).seeds == [5]
+    assert resolved(clip=1).clip == 1.0 and type(resolved(clip=1).clip) is float
+    with pytest.raises(AttributeError, match="did you mean `steps`"):
+        p.step
+    with pytest.raises(AttributeError):
+        p.steps = 3
+
+
+@pytest.mark.parametrize("changes, sentence", [
+    ({"setps": 3}, "unknown parameter `setps` (did you mean `steps`?); this notebook has profile"),
+    ({"steps": "ten"}, "`steps` must be an int, but it is 'ten' (str)"),
+    ({"steps": True}, "`steps` must be an int, but it is True (bool)"),
+    ({"steps": 3.0}, "`steps` must be an int, but it is 3.0 (float)"),
+    ({"steps": 0}, "`steps` must be at least 1, but it is 0"),
+    ({"clip": 2.0}, "`clip` must be between 1e-06 and 1.0, but it is 2.0"),
+    ({"clip": float("nan")}, "`clip` must be a finite number, but it is nan"),
+    ({"reward": "thruth"}, "`reward` must be truth or warmth, but it is 'thruth' (did you mean"),
+    ({"profile": "quik"}, "unknown profile `quik` (did you mean `quick`?); choose quick, default"),
+    ({"device": "cuda:99"}, "device `cuda:99` is not there; use device='auto' or device='cpu'"),
+    ({"device": "gpu"}, "unknown device `gpu`"),
+    ({"n_seeds": 0}, "`n_seeds` must be between 1 and 1000, but it is 0"),
+    ({"seed": -1}, "`seed` must be between 0 and 2147483647, but it is -1"),
+    ({"reward": None}, "`reward` is None and profile `default` has no preset for it"),
+])
+def test_parameter_errors_are_one_sentence(changes, sentence):
+    with pytest.raises(wb.ParameterError) as error:
+        resolved(**changes)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parameters_in_a_kernel_come_from_the_cells():
+    space = namespace(setps=3, steps=4)  # stale variables of a live session do no harm
+    space["In"] = ["", "%time", CELL, "# Parameters\nsteps = 4\n", "p = 1"]
+    assert wb.parameters(space, "01_ddpo", PRESETS, RANGES).steps == 4
+    space["In"].insert(4, "# Parameters\nsetps = 3\n")
+    with pytest.raises(wb.ParameterError, match="did you mean `steps`"):
+        wb.parameters(space, "01_ddpo", PRESETS, RANGES)
+
+
+def test_presets_of_profiles_must_agree():
+    with pytest.raises(wb.ParameterError, match="presets differ in n_eval"):
+        wb.parameters(namespace(), "01_ddpo", {"quick": {"n_eval": 1}, "default": {}})
+    with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
+        wb.parameters(namespace(), "01_ddpo", {"default": {"steps": 5}, "full": {"steps": 0}},
+                      {"steps": (1, None)})
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    call = ("from rlgenkit import workbook as wb\n"
+            f"p = wb.parameters(globals(), notebook='01_ddpo', presets={PRESETS}, ranges={RANGES})")
+    rest = ["run = wb.start(p)\nwb.show(wb.lines({'a': [0, 1, 4]}, 'step', 'reward'),"
+            " caption='Rise.')",
+            "wb.explore(lambda k: wb.lines({'a': [0, k]}, 'x', 'y'), 'Slope', k=[2, 3])\n"
+            "labels = wb.label_pairs(*[__import__('torch').zeros(2, 3, 4, 4)] * 2,"
+            " lambda a, b: a.mean((1, 2, 3)))\n"
+            "guess = wb.predict('Up or down?', ['up', 'down'], 0, 'It climbs.')",
+            "for step in run.steps(2, 'a'):\n    run.log(step, reward=step)\nrun.finish()",
+            "import sys\nprint('heavy:', {'diffusers', 'transformers'} & set(sys.modules))"]
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(s) for s in [CELL, call, *rest]],
+        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+    book.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(book, tmp_path / "nb.ipynb")
+    return tmp_path / "nb.ipynb"
+
+
+def test_declared_checks_before_any_work(notebook):
+    found = wb.declared(notebook)
+    assert found.types["clip"] == "float" and found.defaults["steps"] is None
+    assert found.help["reward"] == "which reward" and found.presets == PRESETS
+    assert wb.check_overrides(found, {"profile": "quick"})["steps"] == 2
+    for wrong in ({"setps": 3}, {"clip": 2.0}, {"steps": "ten"}, {"device": "cuda:99"}):
+        with pytest.raises(wb.ParameterError) as early:
+            wb.check_overrides(found, wrong)
+        with pytest.raises(wb.ParameterError) as late:
+            resolved(**wrong)
+        assert str(early.value) == str(late.value)
+
+
+def test_headless_notebook_has_alt_text_and_no_widgets(notebook, tmp_path):
+    import papermill
+
+    done = papermill.execute_notebook(str(notebook), None, {"out_dir": str(tmp_path / "run")},
+                                      progress_bar=False, cwd=os.getcwd())
+    outputs = [o for cell in done.cells for o in cell.get("outputs", [])]
+    pictures = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2 and "widgets" not in done.metadata
+    assert pictures[0].metadata["image/png"]["alt"] == pictures[0].data["text/plain"]
+    assert "rises from 0 to 4" in pictures[0].data["text/plain"]
+    text = json.dumps(outputs)
+    assert "*Figure 01.1: Rise.*" in text and "widget-view" not in text and "stderr" not in text
+    assert "heavy: set()" in text  # the workbook does not load what a notebook does not need
+    assert "a: 2 steps; reward 0 to 1" in text and "<details>" in text
+    assert (tmp_path / "run" / "figures" / "figure_01_2.png").exists()
+    wb.validate(json.loads((tmp_path / "run" / "results.json").read_text()))
+
+
+# --- run record and resume
+
+
+def train(run, kill_at=None):
+    gen = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=gen))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    ema = [w.detach().clone() for w in net.parameters()]
+    state = {"net": net, "opt": opt, "gen": gen, "ema": ema, "best": {"reward": 0.0}}
+    for phase in ("a/seed0", "a/seed1"):
+        for step in run.steps(9, phase, state, every=2):
+            loss = net(torch.randn(8, 3, generator=gen)).square().mean(1)
+            loss = loss + torch.rand(8)  # the global generator is restored as well
+            opt.zero_grad()
+            loss.mean().backward()
+            opt.step()
+            for mean, weight in zip(ema, net.parameters()):
+                mean.lerp_(weight.detach(), 0.1)
+            state["best"]["reward"] = max(state["best"]["reward"], -loss.mean().item())
+            run.log(step, reward=-loss, samples={"rewards": -loss})
+            if (phase, step) == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    draw = run.result("draw", lambda: torch.rand(2, generator=gen), {"gen": gen})
+    draws = [draw, torch.rand(2, generator=gen)]
+    return [*net.state_dict().values(), *ema, torch.tensor(state["best"]["reward"]), *draws]
+
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path):
+    torch.manual_seed(0)
+    whole = train(started(tmp_path / "whole"))
+    child = os.fork()
+    if child == 0:
+        torch.manual_seed(0)
+        train(started(tmp_path / "cut"), ("a/seed1", 5))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 9 + 6  # the line of the killed step is there, its checkpoint is not
+    torch.manual_seed(99)  # a resumed process starts with another global generator
+    resumed = train(started(tmp_path / "cut"))
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+    again = train(started(tmp_path / "cut"))  # all restored, nothing run
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    logs = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "cut")]
+    assert logs[0] == logs[1] and logs[0].count(b"\n") == 18
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"x": torch.ones(3), "k": [1, (2, None)], "n": {3: np.arange(2)}})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left.*previous version is intact"):
+            checkpoint.save(path, {"x": torch.zeros(3)})
+    back = checkpoint.load(path)
+    assert torch.equal(back["x"], torch.ones(3)) and back["k"] == [1, (2, None)]
+    assert back["n"][3].tolist() == [0, 1] and [f.name for f in tmp_path.iterdir()] == [path.name]
+
+
+def test_changed_code_or_length_starts_a_phase_again(tmp_path, monkeypatch, capsys):
+    import __main__
+
+    def steps(n, cell):
+        monkeypatch.setattr(__main__, "In", ["", cell], raising=False)
+        return list(started(tmp_path).steps(n, "a"))
+
+    assert steps(3, "f(1)") == [0, 1, 2] and steps(3, "f(1)  # note") == []
+    assert steps(3, "f(2)") == [0, 1, 2] and "changed" in capsys.readouterr().out
+    assert steps(4, "f(2)") == [0, 1, 2, 3]
+
+
+def test_other_parameters_are_refused_or_get_their_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wb.start(resolved(out_dir="x", steps=3))
+    with pytest.raises(wb.ParameterError, match="holds a run with steps=3, not 4: name another"):
+        wb.start(resolved(out_dir="x", steps=4))
+    a, b = wb.start(resolved(steps=3)).folder, wb.start(resolved(steps=4)).folder
+    assert a != b and a.parent == b.parent and a.parts[:2] == ("runs", "01_ddpo")
+
+
+def test_non_finite_values_name_step_sample_and_checkpoint(tmp_path):
+    run = started(tmp_path)
+    with pytest.raises(wb.NonFiniteError, match="truth is nan at step 4 of a, sample 1; the last "
+                                                "good checkpoint is phases/a.safetensors, after 4"):
+        for step in run.steps(9, "a", every=2):
+            run.log(step, reward=1.0, truth=torch.tensor([1.0, np.nan if step == 4 else 0.0]))
+    with pytest.raises(wb.NonFiniteError, match="loss is inf at step 0.*no checkpoint"):
+        run.log(0, loss=float("inf"))
+
+
+def test_metrics_stack_over_seeds_and_survive_a_torn_line(tmp_path):
+    run = started(tmp_path)
+    for seed in run.parameters.seeds:
+        for step in run.steps(4, f"a/seed{seed}"):
+            run.log(step, reward=torch.tensor([step, step + 2.0]) + seed)
+            if step % 2:
+                run.log(step, truth=1.0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"phase": "a/see')
+    curves = run.curves("a")
+    assert curves["reward"].tolist() == [[k + 1 + s for k in range(4)] for s in range(3)]
+    assert np.isnan(curves["truth"][:, [0, 2]]).all() and (curves["truth"][:, [1, 3]] == 1).all()
+
+
+# --- statistics and claims
+
+
+@pytest.mark.parametrize("values", [[0.3, 0.1, 0.9], [1.0, 2.0, 2.0, 5.0], [0.0, 1, 1, 0, 1]])
+def test_interval_against_all_resamples(values):
+    means = sorted(np.mean(p) for p in itertools.product(values, repeat=len(values)))
+    need = int(np.ceil(0.025 * len(means) * (1 - 1e-12)))
+    mean, low, high = wb.interval(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert (low, high) == pytest.approx((means[need - 1], means[-need]), abs=1e-9)
+    if len(values) == 3:
+        assert (low, high) == pytest.approx((min(values), max(values)))
+
+
+def test_interval_of_many_values_matches_scipy_and_repeats():
+    from scipy.stats import bootstrap
+
+    x = np.random.default_rng(3).normal(size=40)
+    theirs = bootstrap((x,), np.mean, method="percentile", rng=0).confidence_interval
+    mean, low, high = wb.interval(x)
+    assert (low, high) == pytest.approx(tuple(theirs), abs=0.02) and low < mean < high
+    assert wb.interval(x) == (mean, low, high)
+    stacked = wb.interval(np.stack([x, 2 * x], 1))
+    assert stacked[1][1] == pytest.approx(2 * low) and stacked[0].shape == (2,)
+    with pytest.raises(ValueError, match="finite"):
+        wb.interval([1.0, np.nan])
+
+
+def test_iqm_and_improvement():
+    from scipy.stats import trim_mean
+
+    x = np.random.default_rng(0).normal(size=16)
+    assert wb.iqm(x) == pytest.approx(trim_mean(x, 0.25))
+    assert wb.iqm([0.0, 1.0, 5.0]) == pytest.approx((0.25 * 0 + 1 + 0.25 * 5) / 1.5)
+    assert wb.probability_of_improvement([1, 2, 3], [0, 2, 4])[0] == pytest.approx(0.5)
+    assert wb.probability_of_improvement([1, 2, 3], [0, 1, 2]) == (1.0, 1.0, 1.0)
+    value, low, high = wb.stratified_interval(x.reshape(8, 2) + [0, 100])
+    assert low <= value <= high and wb.stratified_interval(np.ones((3, 2))) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("values, direction, expected", [
+    ([0.6, 0.7, 0.8], ">=", "supported"), ([0.4, 0.7, 0.8], ">=", "inconclusive"),
+    ([0.1, 0.2, 0.4], ">=", "not supported"), ([0.1, 0.2, 0.4], "<=", "supported"),
+    ([0.6, 0.7, 0.8], "<=", "not supported"), ([0.5, 0.5], ">=", "supported"),
+    ([0.9], ">=", "inconclusive"),
+])
+def test_verdict(values, direction, expected):
+    assert wb.verdict(values, 0.5, direction) == expected
+
+
+def test_results_file_fits_the_schema_and_quick_never_judges(tmp_path):
+    claim = {"paper": "up | 2x", "statement": "gain", "threshold": 0.1, "direction": ">="}
+    run, quick = started(tmp_path / "d"), started(tmp_path / "q", "quick")
+    assert run.claim("C1", values=[0.2, 0.3], **claim).verdict == "supported"
+    assert quick.claim("C1", values=[0.2, 0.3], **claim).verdict == "not judged"
+    run.untestable("C2", "beats SDXL", "needs SDXL")
+    run.number("gain", np.float32(0.5))
+    run.finish()
+    first = (tmp_path / "d" / "results.json").read_bytes()
+    run.finish()
+    results = json.loads(first)
+    assert first == (tmp_path / "d" / "results.json").read_bytes()
+    assert [c["verdict"] for c in results["claims"]] == ["supported", "not testable at this scale"]
+    assert results["numbers"] == {"gain": 0.5} and results["parameters"]["clip"] == 0.2
+    assert str(tmp_path) not in first.decode()
+    assert "up \\| 2x" in wb.claims_table([*run.claims.values()])
+    for key, value in {"schema": 2, "notebook": "ddpo", "seeds": []}.items():
+        with pytest.raises(ValueError, match=f"schema at {key}"):
+            wb.validate({**results, key: value})
+    with pytest.raises(ValueError, match="values must be finite"):
+        run.claim("C3", values=[np.nan], **claim)
+
+
+# --- figures
+
+
+def test_show_needs_alt_and_caption():
+    figure, _ = wb.new_figure()
+    with pytest.raises(ValueError, match="alt text"):
+        wb.show(figure, " ", "A caption")
+    with pytest.raises(ValueError, match="caption"):
+        wb.show(figure, "An alt text")
+
+
+def test_equal_data_give_equal_bytes_and_no_settings_leak():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    draws = [wb.png(wb.bars({"a": [1.0, 2.0, 3.0]}, "reward").figure) for _ in range(2)]
+    assert draws[0] == draws[1] and b"Software" not in draws[0] and len(draws[0]) < 20_000
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_alt_text_tells_the_data():
+    rise, peak = np.linspace(0.1, 0.9, 9), np.array([0.0, 1, 2, 1, 0.5])
+    curves = {m: {"reward": np.stack([rise, rise + 0.1])} for m in ("DDPO", "RWR")}
+    alt = wb.three_curves(curves, ["reward"], ["proxy"]).alt
+    assert "DDPO rises from 0.15 to 0.95 (interval 0.9 to 1)" in alt and "2 seeds" in alt
+    alt = wb.lines({"a": peak}, "x", "y").alt
+    assert "rises from 0 to a peak of 2 at 2, then falls to 0.5" in alt
+    assert "stays near 1" in wb.lines({"a": np.ones(4)}, "x", "y").alt
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    alt = wb.before_after(images, images, torch.tensor([0.1, 0.5, -0.2, 0.0]), list("abcd")).alt
+    assert "best +0.50 (b)" in alt and "worst -0.20 (c)" in alt and "2 gained" in alt
+    assert "2 x cat; dog" in wb.image_grid(images[:3], ["cat", "cat", "dog"]).alt
+    assert "steps, 0 to 9" in wb.strip(images.reshape(2, 2, 3, 8, 8), ["a", "b"], [0, 9]).alt
+    assert "largest 2 at a, 2" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
+    assert "50% positive" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
+    assert "falls from 0.5 to 0" in wb.ratio_panel([[1.0, 1.5], [1.0, 1.0]], 0.2).alt
+    points = {"a": ([0, 1], [1, 2])}
+    assert "a: 2 points, rank correlation undefined" in wb.scatter(points, "x", "y").alt
+    assert "step 5 mean 1" in wb.ridge([[0.0, 1.0], [1.0, 1.0]], [0, 5]).alt
+
+
+def test_frontier_and_calibration_numbers():
+    alt = wb.frontier({"a": ([0, 1], [0.0, 2.0]), "b": ([0.5, 2], [1.0, 1.5])}, "KL", "reward").alt
+    assert "KL 0 to 1, reward 0 to 2, 2 on the front" in alt  # b's second point is beaten by a's
+    assert "KL 0.5 to 2, reward 1 to 1.5, 1 on the front" in alt
+    alt = wb.calibration([0.25, 0.25, 0.75, 0.75], [0, 1, 1, 1], bins=2).alt
+    assert "calibration error 0.250" in alt
+
+
+# --- exercises and widgets
+
+
+def advantage(r):
+    return (r - r.mean()) / r.std()
+
+
+@pytest.fixture(scope="module")
+def exercise():
+    return wb.Check(
+        reference=lambda r, v: (advantage(r).detach() * v).mean(),
+        inputs=lambda g: [torch.randn(6, generator=g, requires_grad=True),
+                          torch.randn(6, generator=g, requires_grad=True)],
+        wrong={"the sign is turned": lambda r, v: -(advantage(r).detach() * v).mean(),
+               "detach the advantage": lambda r, v: (advantage(r) * v).mean(),
+               "mean, not sum": lambda r, v: (advantage(r).detach() * v).sum()})
+
+
+def test_exercise_hints(exercise, capsys):
+    assert exercise.outcome(exercise.reference).status == "pass"
+    for hint, function in exercise.wrong.items():
+        assert exercise.outcome(function) == wb.Outcome("wrong", f"not quite: {hint}")
+
+    def stub(r, v):
+        raise NotImplementedError
+
+    assert exercise.outcome(stub).status == exercise.outcome(lambda r, v: None).status == "not yet"
+    assert "raised TypeError" in exercise.outcome(lambda r: r).message
+    assert "shapes are [[6]" in exercise.outcome(lambda r, v: v).message
+    assert "entry 0 is 0, expected" in exercise.outcome(lambda r, v: torch.zeros(())).message
+    wb.check("01.2", stub, exercise)
+    assert capsys.readouterr().out.startswith("Exercise 01.2: not yet")
+
+
+def test_a_mistake_the_inputs_cannot_see_is_refused():
+    with pytest.raises(ValueError, match="do not tell the mistake 'mean'"):
+        wb.Check(lambda x: x.sum(), lambda g: [torch.randn(1, generator=g)],
+                 {"mean": lambda x: x.mean()})
+
+
+def test_labels_fall_back_to_the_annotator():
+    labels = wb.label_pairs(torch.ones(3, 3, 4, 4), torch.zeros(3, 3, 4, 4),
+                            lambda a, b: (a.mean((1, 2, 3)) > b.mean((1, 2, 3))).float())
+    assert labels.values().tolist() == [1, 1, 1] and np.isnan(labels.agreement())
+    labels.clicked.update({0: 1.0, 2: 0.0})
+    assert labels.values().tolist() == [1, 1, 0] and labels.agreement() == 0.5
