@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from rlgenkit.commands.places import ROOT, InputError, find, series
+from rlgenkit.commands.places import ROOT, TEMPLATE, InputError, find, series
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("notebooks", nargs="*")
     report = add("report", "README tables, REPRODUCIBILITY.md, data/README.md from the results")
     report.add_argument("--check", action="store_true", help="write nothing, only compare")
+    add("manifest", "data/manifest.json anew, after files under data/ changed on purpose")
     add("doctor", "versions against the lock, device, models and data files")
     for name, text in (("student", "student copies without solutions -> build/student"),
                        ("solutions", "copies with solutions -> build/solutions"),
@@ -98,7 +99,10 @@ def check(names: list[str]) -> int:
 
     rows = []
     for path in [find(n) for n in names] or series():
-        rows += [f"{path.name}: {text}" for text in lint.lint(path) + committed.problems(path)]
+        found = lint.lint(path)
+        if path != TEMPLATE:  # a source without outputs, never committed executed
+            found += committed.problems(path)
+        rows += [f"{path.name}: {text}" for text in found]
     if not names:
         rows += [f"{page}: out of date, run python -m rlgenkit report" for page in report.report(True)]
     print("\n".join(rows) or "ok")
@@ -117,6 +121,10 @@ def dispatch(args: argparse.Namespace) -> int:
     if name == "doctor":
         from rlgenkit.commands.doctor import doctor
         return doctor()
+    if name == "manifest":
+        from rlgenkit.commands.manifest import write
+        print(write().relative_to(ROOT))
+        return 0
     if name == "report":
         from rlgenkit.commands.report import report
         stale = report(args.check)

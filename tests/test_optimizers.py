@@ -565,3 +565,23 @@ def test_make_optimizer_wants_something_to_train():
     frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
     with pytest.raises(ValueError, match="LoRA"):
         o.make_optimizer([frozen], 1e-3)
+
+
+def test_log_probs_kept_from_the_rollout_give_the_replay_gradient():
+    network, path, advantages = setup()
+    kept = s.rollout(network, s.flow_table(5), path.latents[0], generator(1), score_steps=range(4))
+    assert torch.equal(kept.log_probs, path.log_probs) and not kept.latents.requires_grad
+    assert kept.log_probs.requires_grad and not kept.final.requires_grad
+    expected, _ = change(network, path, advantages, clip=0.1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    stats = o.policy_gradient_update(
+        lambda steps, rows: (kept.log_probs[steps][:, rows], None), optimizer, network.parameters(),
+        kept.log_probs.detach(), advantages, torch.arange(4), clip=0.1, steps_per_forward=4,
+        max_grad_norm=math.inf,
+    )  # fmt: skip
+    delta = nn.utils.parameters_to_vector(network.parameters()).detach() - before
+    assert torch.allclose(delta, expected, atol=1e-6) and stats["ratio_deviation"] == 0
+    with pytest.raises(ValueError, match="score_steps"):
+        s.rollout(network, s.flow_table(5), path.latents[0], generator(), grad_from=1,
+                  score_steps=range(4))

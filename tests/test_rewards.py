@@ -215,6 +215,7 @@ def test_composition_of_a_word_is_invalid_not_zero():
     prompts = ['the word "TEA" in red', "a red cat"]
     for score in (R.count_score, R.binding_score, R.composition_score, R.typographic_count_score):
         assert score(seen, prompts).valid.tolist() == [False, True]
+    assert not R.relation_score(seen, prompts).valid.any()
     assert R.all_right_score(seen, prompts).values.tolist() == [0, 1]
     with pytest.raises(ValueError, match="positive shares"):
         R.composition_score(seen, prompts, {"size": 1.0})
@@ -407,7 +408,7 @@ def test_curated_looks_tie_saturation_and_clutter_to_quality():
 def test_proxy_training_is_reproducible_and_its_folder_round_trips(tmp_path):
     first = R.train_aesthetic_proxy(tmp_path / "a", scenes=64, steps=3, seed=5)
     second = R.train_aesthetic_proxy(tmp_path / "b", scenes=64, steps=3, seed=5)
-    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    assert {**first, "cpu_seconds": 0} == {**second, "cpu_seconds": 0}
     weights = [(tmp_path / x / "model.safetensors").read_bytes() for x in "ab"]
     assert weights[0] == weights[1]
     proxy = R.load_aesthetic_proxy(tmp_path / "a")

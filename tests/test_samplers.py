@@ -433,6 +433,17 @@ def test_window_schedule():
     assert drawn == {0, 1, 2, 3}
 
 
+def test_coarse_tail_keeps_the_window_and_the_ends():
+    level = s.flow_sigmas(10, 3.0)
+    short = s.coarse_tail(level, 4, 3)
+    assert torch.equal(short[:5], level[:5]) and torch.equal(short[5:], level[[6, 8, 10]])
+    table, full = s.flow_table(sigmas=short), s.flow_table(sigmas=level)
+    assert torch.equal(table.b[:4], full.b[:4]) and torch.equal(table.std[:4], full.std[:4])
+    assert torch.equal(s.coarse_tail(level, 4, 6), level)
+    with pytest.raises(ValueError, match="remaining"):
+        s.coarse_tail(level, 8, 3)
+
+
 def test_initial_noise_shared_or_independent():
     groups = torch.tensor([7, 3, 7, 3, 5])
     shared = s.initial_noise(5, SHAPE, generator(), groups)

@@ -5,6 +5,7 @@ unless the notebook says so), `check` (the automatic check, kept in every copy).
 """
 
 import copy
+import json
 from pathlib import Path
 
 from .committed import normalize, read, text_of
@@ -68,5 +69,5 @@ def slides(nb: dict) -> str:
         else:
             kind = "slide" if starts else "fragment" if cell["cell_type"] == "code" else "-"
         cell["metadata"].setdefault("slideshow", {"slide_type": kind})
-    body, _ = SlidesExporter().from_notebook_node(nbformat.from_dict(out))
+    body, _ = SlidesExporter().from_notebook_node(nbformat.reads(json.dumps(out), as_version=4))
     return body

@@ -165,7 +165,11 @@ def _name_bad_gradient(
     for some_steps, some_rows in _chunks(steps, rows, 1, 1):
         for p in parameters:
             p.grad = None
-        _backward(o, some_steps, some_rows, {})
+        try:
+            _backward(o, some_steps, some_rows, {})
+        except RuntimeError as error:  # log-probs kept from the rollout have one backward only
+            message = "non-finite gradient: replay the trajectory to find its step and sample"
+            raise FloatingPointError(message) from error
         if not all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None):
             raise FloatingPointError(
                 f"non-finite gradient at step {int(some_steps[0])}, sample {int(some_rows[0])}: "

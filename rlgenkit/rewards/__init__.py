@@ -57,5 +57,3 @@ from .similarity import (
     similarity_reward,
 )
 from .words import ocr_reward, rapid_ocr, word_score, word_similarity
-
-__all__ = [name for name in dir() if not name.startswith("_")]

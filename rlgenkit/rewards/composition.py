@@ -63,7 +63,7 @@ def relation_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
     asked = parsed(prompts)
     right = _checked(reading, asked, "relation")
     present = [
-        sum(_binding(reading, row, group) == 1.0 for group in prompt.groups[:2])
+        sum(_binding(reading, row, g) == 1.0 for g in prompt.groups[:2] if prompt.relation)
         for row, prompt in enumerate(asked)
     ]
     credit = PRESENCE_CREDIT * right.new_tensor(present)

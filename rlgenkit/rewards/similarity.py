@@ -37,7 +37,9 @@ def load_dual_encoder(path: str | Path, device: str | torch.device = "cpu") -> D
     """
     folder = Path(path)
     if not (folder / "model.safetensors").is_file():
-        raise ValueError(f"'{folder}' holds no model.safetensors; run `make models` or fix the path.")
+        raise ValueError(
+            f"'{folder}' holds no model.safetensors; run `make models` or fix the path."
+        )
     from transformers import AutoTokenizer, CLIPModel
 
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)

@@ -32,6 +32,7 @@ from .tables import (
     windowed,
 )
 from .windows import (
+    coarse_tail,
     exact_variances,
     gaussian_velocity_slope,
     random_window,
@@ -45,6 +46,7 @@ __all__ = [
     "StepTable",
     "Trajectory",
     "branch_rollout",
+    "coarse_tail",
     "consistency_table",
     "consistency_table_from_scheduler",
     "consistency_timesteps",

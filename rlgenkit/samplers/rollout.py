@@ -160,34 +160,41 @@ def rollout(
     reduction: str = "mean",
     solver: str = "euler",
     grad_from: int | None = None,
+    score_steps: Iterable[int] = (),
 ) -> Trajectory:
     """Run all N steps from the initial noise x [B, ...].
 
     window: steps that stay stochastic, the rest follows the ODE (None: the table as it is). solver:
     "midpoint" or "heun" for the deterministic steps of a flow table, one more network call each.
     grad_from: first step whose graph is kept, so that a loss on `final` reaches the network (reward
-    back-propagation); None keeps none. Latents are stored detached, in float32.
+    back-propagation); None keeps none. score_steps: steps whose log-prob keeps its graph, with the
+    states cut in between: the first update on this rollout then needs no second forward (its ratio
+    is 1), for the memory of these activations. Latents are stored detached, in float32.
     """
     if solver not in SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {solver!r}")
     if solver != "euler" and table.kind not in FLOW_KINDS:
         raise ValueError(f"solver {solver!r} needs a flow table, this one is {table.kind!r}")
-    table = windowed(table, window)
+    if grad_from is not None and score_steps:
+        raise ValueError("choose grad_from (reward gradients) or score_steps (policy gradient)")
+    table, scored = windowed(table, window), set(score_steps)
     x = final = x.float()
     latents, log_probs = [x.detach()], []
     for i in range(len(table)):
         keep = grad_from is not None and i >= grad_from
-        with torch.set_grad_enabled(keep):
+        score = i in scored
+        with torch.set_grad_enabled(keep or score):
             prediction = _predict(denoise, table, i, x, solver)
             taken = step(table, i, x, prediction, generator=generator, reduction=reduction)
             if i == len(table) - 1:
                 clean = table.final == "denoised"
                 final = denoised(table, i, x, prediction) if clean else taken.sample
-        x = taken.sample
+        x = taken.sample if keep else taken.sample.detach()
         latents.append(x.detach())
-        log_probs.append(taken.log_prob.detach())
+        log_probs.append(taken.log_prob if score else taken.log_prob.detach())
     path = torch.stack(latents)
     _check_finite(path)
+    final = final if grad_from is not None else final.detach()
     return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
 
 

@@ -142,7 +142,8 @@ def heat_map(
     (i, j), (k, m) = (np.unravel_index(f(x), x.shape) for f in (np.argmax, np.argmin))
     return Picture(figure, f"Matrix of {x.shape[0]} rows ({ylabel or 'rows'}) and {x.shape[1]} "
                    f"columns ({xlabel or 'columns'}), mean {x.mean():.3g}; largest {x[i, j]:.3g} "
-                   f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, {columns[m]}.")
+                   f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, "
+                   f"{columns[m]}.")
 
 
 def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:

@@ -3,12 +3,12 @@
 from .annotators import crowd, cyclic_probability, prefer, preference_probability, rate, taste, utilities
 from .prompts import (BACKGROUNDS, CATEGORIES, COLORS, DIGITS, GLYPHS, KINDS, RELATIONS, WORDS, Group,
                       Prompt, caption, parse, sample_prompts, split_of)
-from .reader import Reading, check, edit_distance, load_reader, read, words
+from .reader import REWARD_READER, Reading, check, edit_distance, load_reader, read, words
 from .scenes import (LOOKS, SHAPES, SIZE, Scene, Sticker, balance_of, render, sample_scene,
                      sample_scenes, with_look)
 
 __all__ = ["crowd", "cyclic_probability", "prefer", "preference_probability", "rate", "taste",
            "utilities", "BACKGROUNDS", "CATEGORIES", "COLORS", "DIGITS", "GLYPHS", "KINDS", "RELATIONS", "WORDS",
-           "Group", "Prompt", "caption", "parse", "sample_prompts", "split_of", "Reading", "check",
+           "Group", "Prompt", "caption", "parse", "sample_prompts", "split_of", "REWARD_READER", "Reading", "check",
            "edit_distance", "load_reader", "read", "words", "LOOKS", "SHAPES", "SIZE", "Scene",
            "Sticker", "balance_of", "render", "sample_scene", "sample_scenes", "with_look"]

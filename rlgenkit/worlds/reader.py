@@ -1,8 +1,8 @@
 """The truth meter: a detector that reads a picture back into stickers, colors, background and look.
 
 It is trained on rendered scenes and on blurred, noised and autoencoder-decoded ones; its measured
-accuracy stands in data/models/reader/README.md. No reward may be this network: rewards are separate
-and smaller, so that what is optimized is never what judges.
+accuracy stands in data/models/reader/README.md. What is optimized is never what judges: rewards that
+need a detector take the smaller one in data/models/reward_reader, which never saw a degraded picture.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from .scenes import BALANCE_RANGE, LOOKS, SHAPES, SIZE
 STRIDE = 4  # px per cell of the detection grid
 MAX_READ = 8  # detections kept per picture
 READER = Path(__file__).resolve().parents[2] / "data" / "models" / "reader"
+REWARD_READER = READER.with_name("reward_reader")
 LEARNED_LOOKS = (0, 1, 2, 4)  # balance (3) follows from the detections
 
 
@@ -79,9 +80,9 @@ def load_reader(path: str | Path | None = None) -> Reader:
     file = Path(path or READER) / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"no reader at {file.parent}; train it with `python -m rlgenkit models reader`")
-    reader = Reader()
-    reader.load_state_dict({k: v.float() if v.is_floating_point() else v
-                            for k, v in load_file(file).items()})
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
+    reader = Reader(width=weights["stem.0.0.weight"].shape[0])
+    reader.load_state_dict(weights)
     return reader.eval().requires_grad_(False)
 
 

@@ -1,5 +1,7 @@
 """Train the image-text dual encoder of sticker scenes (CLIP class): a reward model, not the truth."""
 
+import json
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,9 @@ def main(steps: int = STEPS) -> None:
     fit("clip", model, [optimizer], steps, loss_at, ema=0.99)
     model.half().save_pretrained(MODELS / "clip")
     tokenizer.save_pretrained(MODELS / "clip")
+    (MODELS / "clip" / "preprocessor_config.json").write_text(json.dumps(
+        {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+         "size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}, indent=1))
 
 
 if __name__ == "__main__":

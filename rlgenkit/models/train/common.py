@@ -25,9 +25,10 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
 
 def optimizers_for(module: nn.Module, muon_lr: float, adam_lr: float,
                    blocks: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the named sub-modules, AdamW on everything else."""
+    """Muon on the attention and feed-forward matrices of the named sub-modules, AdamW on the rest."""
     named = list(module.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and n.split(".")[0] in blocks]
+    matrices = [p for n, p in named
+                if p.ndim == 2 and n.split(".")[0] in blocks and (".attn" in n or ".ff" in n)]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
@@ -52,7 +53,7 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
 def _save(path: Path, tensors: dict[str, Tensor], step: int, seconds: float) -> None:
     """Write a checkpoint beside its place, then move it there, so that a crash keeps the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path) + ".part",
+    save_file({k: v.detach().clone() for k, v in tensors.items()}, str(path) + ".part",
               metadata={"progress": json.dumps({"step": step, "seconds": seconds})})
     os.replace(str(path) + ".part", path)
 

@@ -8,7 +8,7 @@ from ...worlds.prompts import (BACKGROUNDS, COLORS, DIGITS, KINDS, NUMBERS, WORD
 from ...worlds.scenes import render, sample_scenes
 from .common import MODELS, WORK, at_step, fit, optimizers_for
 
-BATCH, STEPS, SCENES = 48, 4000, 32768
+BATCH, STEPS, SCENES = 48, 3000, 24576
 TOKENS, WIDTH, LAYERS, HEADS = 16, 128, 6, 4
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
@@ -58,8 +58,8 @@ def token_ids(tokenizer, prompts: list[Prompt | str]) -> Tensor:
 
 
 def encode_text(encoder, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """States [B, 16, 128] and their mean over real tokens [B, 128]; no mask, as SD3's own pipeline."""
-    states = encoder(ids).last_hidden_state
+    """States [B, 16, 128] and their mean over real tokens [B, 128], as `rlgenkit.models.embed` gives them."""
+    states = encoder(ids, attention_mask=(ids != 0).long()).last_hidden_state
     real = (ids != 0).to(states)[..., None]
     return states, (states * real).sum(1) / real.sum(1)
 

@@ -1,6 +1,7 @@
 """Train the truth meter on scenes that are clean, blurred, noised, autoencoder-decoded or empty."""
 
 import json
+from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
@@ -8,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...worlds.prompts import BACKGROUNDS, COLORS, sample_prompts
-from ...worlds.reader import LEARNED_LOOKS, READER, STRIDE, Reader, check, load_reader, read
+from ...worlds.reader import LEARNED_LOOKS, READER, REWARD_READER, STRIDE, Reader, check, load_reader, read
 from ...worlds.scenes import SHAPES, SIZE, Scene, render, sample_scenes
 from .common import MODELS, at_step, fit
 
-BATCH, STEPS, BANK = 64, 2000, 4096
+BATCH, STEPS, BANK = 64, 1200, 2048
 GRID = SIZE // STRIDE
 
 
@@ -108,12 +109,12 @@ def accuracy(reader: Reader, images: Tensor, scenes: list[Scene], prompts: list)
             | {"look_error": [round(v, 3) for v in (reading.look - look).abs().mean(0).tolist()]})
 
 
-def measure(n: int = 1000) -> dict[str, dict]:
+def measure(folder: Path, n: int = 1000) -> dict[str, dict]:
     """Accuracy on held-out scenes, clean and degraded; the generator seed was not used in training."""
     from diffusers import AutoencoderDC
 
     vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32)
-    reader, generator = load_reader(), torch.Generator().manual_seed(90_001)
+    reader, generator = load_reader(folder), torch.Generator().manual_seed(90_001)
     table = {}
     for split in ("test", "heldout"):
         prompts = sample_prompts(n, split=split, generator=generator)
@@ -128,35 +129,50 @@ def measure(n: int = 1000) -> dict[str, dict]:
     return table
 
 
-def main(steps: int = STEPS) -> None:
-    """Train and save data/models/reader (safetensors, measured accuracy in accuracy.json)."""
-    from diffusers import AutoencoderDC
-
-    vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
-    bank_scenes, _ = draw(0, BANK, 22)
-    bank = decoded(vae, torch.cat([render(bank_scenes[i:i + 64]) for i in range(0, BANK, 64)]), at_step(23, 0))
+def train(name: str, folder: Path, width: int, steps: int, robust: bool) -> float:
+    """Train a reader and save it; `robust` adds blurred, noised and autoencoder-decoded pictures."""
+    bank_scenes, bank = decoded_bank() if robust else ([], None)
     torch.manual_seed(0)
-    reader = Reader().to(memory_format=torch.channels_last)
+    reader = Reader(width).to(memory_format=torch.channels_last)
 
     def loss_at(step: int) -> Tensor:
         generator = at_step(24, step)
-        if step % 3 == 2:  # every third batch comes from the bank of decoded pictures
+        if robust and step % 3 == 2:  # every third batch comes from the bank of decoded pictures
             rows = torch.randint(BANK, (BATCH,), generator=generator)
             scenes, images = [bank_scenes[i] for i in rows.tolist()], bank[rows]
         else:
             scenes, _ = draw(step, BATCH, 21)
             images = render(scenes)
-        images = degrade(images, generator).contiguous(memory_format=torch.channels_last)
-        return loss(reader.train(), images, targets(scenes))
+        images = degrade(images, generator) if robust else images
+        return loss(reader.train(), images.contiguous(memory_format=torch.channels_last), targets(scenes))
 
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=1e-3)
-    seconds = fit("reader", reader, [optimizer], steps, loss_at, ema=0.99)
-    READER.mkdir(parents=True, exist_ok=True)
+    seconds = fit(name, reader, [optimizer], steps, loss_at, ema=0.99)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({k: (v.half() if v.is_floating_point() else v).contiguous()
-               for k, v in reader.state_dict().items()}, READER / "model.safetensors")
-    table = measure()
-    (READER / "accuracy.json").write_text(json.dumps({"seconds": round(seconds), "accuracy": table}, indent=1))
-    print(json.dumps(table, indent=1))
+               for k, v in reader.state_dict().items()}, folder / "model.safetensors")
+    return seconds
+
+
+def decoded_bank() -> tuple[list[Scene], Tensor]:
+    """Training scenes and their pictures [BANK, 3, 64, 64] as the autoencoder decodes them."""
+    from diffusers import AutoencoderDC
+
+    vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
+    scenes, _ = draw(0, BANK, 22)
+    images = torch.cat([render(scenes[i:i + 64]) for i in range(0, BANK, 64)])
+    return scenes, decoded(vae, images, at_step(23, 0))
+
+
+def main(steps: int = STEPS) -> None:
+    """Train the truth meter and the smaller reader for rewards; write accuracy.json beside each."""
+    for name, folder, width, robust in (("reader", READER, 24, True),
+                                        ("reward_reader", REWARD_READER, 12, False)):
+        seconds = train(name, folder, width, steps if robust else steps // 2, robust)
+        table = measure(folder)
+        (folder / "accuracy.json").write_text(json.dumps(
+            {"seconds": round(seconds), "accuracy": table}, indent=1))
+        print(json.dumps(table, indent=1), flush=True)
 
 
 if __name__ == "__main__":

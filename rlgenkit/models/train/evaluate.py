@@ -1,0 +1,97 @@
+"""Measure the embedded generators with the truth meter, write their model cards and the contact sheet."""
+
+import json
+import time
+
+import torch
+from torch import Tensor
+
+from ...worlds.prompts import CATEGORIES, Prompt, sample_prompts
+from ...worlds.reader import check, load_reader, read
+from .common import MODELS, WORK, _progress
+
+SAMPLING = {"flow": {"steps": 20, "guidance": 3.0}, "epsilon": {"steps": 20, "guidance": 3.0},
+            "consistency": {"steps": 4, "guidance": 1.0}}
+SHEET = ("a red cat", "three green hearts", "a blue star left of a red ball", 'the word "TEA" in blue',
+         "a yellow crab and a purple umbrella", "two black airplanes on a peach background",
+         "a green tree above a red droplet", 'the number "3" in red')
+
+
+def table_for(policy, steps: int):
+    """The noise-free sampling table of a policy's family (multi-step noise for consistency models)."""
+    from ...samplers import (consistency_table_from_scheduler, ddim_table_from_scheduler, flow_table)
+
+    if policy.family == "flow":
+        return flow_table(steps, kind="ode")
+    if policy.family == "consistency":
+        return consistency_table_from_scheduler(policy.scheduler, steps)
+    return ddim_table_from_scheduler(policy.scheduler, steps, eta=0.0)
+
+
+@torch.no_grad()
+def sample(policy, prompts: list[Prompt], steps: int, guidance: float, seed: int,
+           batch: int = 50) -> Tensor:
+    """Pictures [N, 3, 64, 64] of the prompts, without gradient."""
+    from ...models import decode, denoiser, embed
+    from ...samplers import initial_noise, rollout
+
+    generator, images = torch.Generator().manual_seed(seed), []
+    table = table_for(policy, steps)
+    for start in range(0, len(prompts), batch):
+        some = prompts[start:start + batch]
+        noise = initial_noise(len(some), policy.latent_shape, generator)
+        denoise = denoiser(policy, embed(policy, [p.text for p in some]), guidance)
+        images.append(decode(policy, rollout(denoise, table, noise, generator).final))
+    return torch.cat(images)
+
+
+def quality(name: str, n: int = 500) -> dict[str, dict[str, float]]:
+    """Truth-meter scores over n captions kept from training ("test") and n/2 with unseen pairs."""
+    from ...models import load_policy
+
+    policy, reader = load_policy(MODELS / name), load_reader()
+    generator, table = torch.Generator().manual_seed(77_001), {}
+    for split, count in (("test", n), ("heldout", n // 2)):
+        prompts = sample_prompts(count, split=split, generator=generator)
+        images = sample(policy, prompts, **SAMPLING[name], seed=77_002)
+        result = check(read(reader, images), prompts)
+        for category in ("all", *CATEGORIES):
+            rows = torch.tensor([category in ("all", p.category) for p in prompts])
+            if rows.any():
+                table[f"{split}, {category}"] = {
+                    k: round(float(v[rows].nanmean()), 3) for k, v in result.items()
+                    if not v[rows].isnan().all()} | {"n": int(rows.sum())}
+    return table
+
+
+def contact_sheet(name: str) -> None:
+    """Save data/models/<name>/samples.png: eight captions, six pictures each."""
+    from PIL import Image
+
+    from ...models import load_policy
+    from ...worlds.prompts import parse
+
+    prompts = [parse(text) for text in SHEET for _ in range(6)]
+    images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=7)
+    grid = images.reshape(8, 6, 3, 64, 64).permute(1, 3, 0, 4, 2).reshape(6 * 64, 8 * 64, 3)
+    picture = Image.fromarray((grid * 255).round().byte().numpy()).resize((1024, 768), Image.Resampling.LANCZOS)
+    picture.save(MODELS / name / "samples.png", optimize=True)
+
+
+def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
+    """Write quality.json, samples.png and README.md beside each generator."""
+    for name in names:
+        began = time.perf_counter()
+        table = quality(name)
+        contact_sheet(name)
+        seconds = _progress(WORK / f"{name}.safetensors") if (WORK / f"{name}.safetensors").exists() else {}
+        record = {"sampling": SAMPLING[name], "training": seconds, "quality": table}
+        (MODELS / name / "quality.json").write_text(json.dumps(record, indent=1))
+        print(f"{name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
+        print(json.dumps(table, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(tuple(sys.argv[1:]) or ("flow", "epsilon", "consistency"))

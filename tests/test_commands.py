@@ -1,0 +1,165 @@
+"""The command layer's own parts: committed form, lint, teaching copies, reports, data manifest."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rlgenkit.commands import committed, doctor, export, lint, manifest, report
+from rlgenkit.commands.places import ROOT, TEMPLATE, InputError
+from rlgenkit.commands.run import claims_table
+
+
+def executed() -> dict:
+    """The template as if it had just run on somebody's machine, with everything that must go."""
+    nb = committed.normalize(committed.read(TEMPLATE))
+    codes = [c for c in nb["cells"] if c["cell_type"] == "code"]
+    for count, cell in enumerate(codes, 7):
+        cell["execution_count"] = count
+        cell["metadata"] |= {"papermill": {"duration": 1.5}, "execution": {"iopub.status": "x"}}
+    local = f"{ROOT}/runs/x and <a at 0x7f00deadbeef>\n"
+    codes[2]["outputs"] = [
+        {"output_type": "stream", "name": "stderr", "text": "warning\n"},
+        {"output_type": "stream", "name": "stdout", "text": local},
+        {"output_type": "display_data", "metadata": {},
+         "data": {committed.WIDGET: {"model_id": "a"}, "text/plain": "IntSlider()"}},
+        {"output_type": "execute_result", "execution_count": 9, "metadata": {}, "data": {"text/plain": "1"}}]
+    nb["cells"].insert(3, {"cell_type": "code", "id": "injected", "source": "# Parameters\nseed = 1",
+                           "metadata": {"tags": ["injected-parameters"]}, "outputs": [],
+                           "execution_count": 8})
+    nb["metadata"] |= {"papermill": {"input_path": str(ROOT)}, "widgets": {}}
+    return nb
+
+
+def test_normalize_removes_the_machine_and_keeps_the_notebook():
+    nb = executed()
+    before = copy.deepcopy(nb)
+    clean = committed.normalize(nb)
+    text = committed.text_of(clean)
+    codes = [c for c in clean["cells"] if c["cell_type"] == "code"]
+    assert nb == before and committed.normalize(clean) == clean
+    assert [c["execution_count"] for c in codes] == list(range(1, len(codes) + 1))
+    assert [c["id"] for c in clean["cells"]] == [c["id"] for c in committed.read(TEMPLATE)["cells"]]
+    for trace in (str(ROOT), "papermill\":", "stderr", "IntSlider", "7f00dead", "injected"):
+        assert trace not in text, trace
+    assert codes[2]["outputs"][0]["text"].startswith("runs/x")
+    assert codes[2]["outputs"][-1]["execution_count"] == codes[2]["execution_count"]
+    assert any("parameters" in lint.tags(c) for c in codes)
+
+
+def test_freshness_follows_the_code_and_not_the_prose():
+    nb = committed.normalize(executed())
+    nb["metadata"]["rlgenkit"] = {"source_hash": committed.source_hash(nb)}
+    assert committed.freshness(nb, "x") == []
+    prose, code, counts = copy.deepcopy(nb), copy.deepcopy(nb), copy.deepcopy(nb)
+    prose["cells"][0]["source"] += " more"
+    code["cells"][2]["source"] += " # more"
+    counts["cells"][4]["execution_count"] = 40
+    assert committed.freshness(prose, "x") == []
+    assert "older than the code" in committed.freshness(code, "x")[0]
+    assert "not a clean run" in committed.freshness(counts, "x")[0]
+
+
+BREAKAGE = {
+    "heading": (lambda t: t.replace("## 8. Ablation", "## 8. Without it"), "'## Ablation' is missing"),
+    "order": (lambda t: t.replace("## 2. The idea on a toy", "## 2. What breaks"), "is missing"),
+    "level": (lambda t: t.replace("## 3. Equations", "## 3. Equations\\n#### deep"), "skips a level"),
+    "purpose": (lambda t: t.replace("The next cell draws the three curves of the run.", ""), "no sentence"),
+    "seeing": (lambda t: t.replace("**What you should see**: the bar", "the bar"), None),
+    "help": (lambda t: t.replace("  # learning rate", ""), "parameter"),
+    "untyped": (lambda t: t.replace("lr: float = 0.05", "lr = 0.05"), "parameters cell"),
+    "common": (lambda t: t.replace('device: str = \\"auto\\"', 'gadget: str = \\"auto\\"'), "device is missing"),
+    "width": (lambda t: t.replace("import torch\\n", "import torch  # " + "x" * 90 + "\\n"), "characters"),
+    "install": (lambda t: t.replace("import torch\\n", "%pip install torch\\n"), "installs packages"),
+    "pickle": (lambda t: t.replace("import torch\\n", "import pickle\\n"), "pickle"),
+}
+
+
+@pytest.mark.parametrize("name", [n for n, (_, word) in BREAKAGE.items() if word])
+def test_lint_finds(name, tmp_path):
+    change, word = BREAKAGE[name]
+    text = TEMPLATE.read_text(encoding="utf-8")
+    broken = tmp_path / "98_broken.ipynb"
+    broken.write_text(change(text), encoding="utf-8")
+    assert broken.read_text(encoding="utf-8") != text, "the change did not hit"
+    found = lint.lint(broken)
+    assert any(word in row for row in found), found
+
+
+def test_lint_of_figures():
+    picture = {"output_type": "display_data", "data": {"image/png": "aa"}, "metadata": {}}
+    cells = [{"cell_type": "code", "source": "show()", "outputs": [picture]},
+             {"cell_type": "markdown", "source": "Nothing."}]
+    assert len(lint.figures(cells)) == 2
+    picture["metadata"] = {"image/png": {"alt": "reward rises from 1 to 2"}}
+    cells[1]["source"] = "**What you should see**: a rise."
+    assert lint.figures(cells) == []
+
+
+def test_teaching_copies():
+    nb = committed.read(TEMPLATE)
+    stub, full = export.student(nb), export.solutions(nb)
+    assert not any("solution" in lint.tags(c) for c in stub["cells"])
+    assert any("check" in lint.tags(c) for c in stub["cells"])
+    assert any("solution" in lint.tags(c) for c in full["cells"])
+    committed.text_of(committed.normalize(stub)), committed.text_of(committed.normalize(full))
+    assert "reveal" in export.slides(nb)
+
+
+RESULT = {"schema": 1, "notebook": "01_x", "title": "X", "profile": "default", "seeds": [0, 1],
+          "paper": {"title": "T", "year": 2020, "arxiv": "1"}, "parameters": {}, "numbers": {},
+          "provenance": {"commit": "c", "versions": {"torch": "2"}, "device": "cpu", "threads": 2},
+          "timing": {"seconds": 75, "hardware": "h"},
+          "claims": [{"id": "C1", "paper": "p", "statement": "a | b", "values": [1, 2], "threshold": 1.0,
+                      "direction": ">=", "unit": "x", "value": 1.5, "interval": [1.0, 2.0], "n": 2,
+                      "verdict": "supported", "note": "why"},
+                     {"id": "C2", "paper": "q", "statement": "", "values": [], "threshold": None,
+                      "direction": "", "unit": "", "value": None, "interval": None, "n": 0,
+                      "verdict": "not testable at this scale", "note": ""}]}
+
+
+def test_pages_from_results(monkeypatch):
+    monkeypatch.setattr(report, "results", lambda: [RESULT])
+    page, table = report.reproducibility(), report.results_table()
+    assert "2 claims: 1 supported, 0 not supported, 0 inconclusive, 1 not testable" in page
+    assert "1.5 [1, 2] x" in page and "≥ 1" in page and "a \\| b" in table
+    text = "".join(f"<!-- begin:{n} -->STALE<!-- end:{n} -->\n" for n in ("index", "results", "times"))
+    made = report.readme(text)
+    assert "STALE" not in made and report.readme(made) == made
+    with pytest.raises(InputError):
+        report.readme("no markers")
+    assert "supported" in claims_table(RESULT) and "1.5 [1, 2] x" in claims_table(RESULT)
+
+
+def test_data_files_are_the_ones_named():
+    assert doctor.data_problems() == []
+    listed = {r["path"] for r in doctor.manifest()}
+    assert {str(p.relative_to(ROOT)) for p in manifest.files()} == listed, \
+        "python -m rlgenkit manifest, then report"
+
+
+def test_doctor_names_a_changed_file(monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.bin").write_bytes(b"1")
+    row = {"path": "data/a.bin", "bytes": 1, "sha256": doctor.sha256(tmp_path / "data" / "a.bin")}
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps({"files": [row]}), encoding="utf-8")
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    assert doctor.data_problems() == []
+    (tmp_path / "data" / "a.bin").write_bytes(b"2")
+    assert "not the file" in doctor.data_problems()[0]
+    (tmp_path / "data" / "a.bin").unlink()
+    assert "missing" in doctor.data_problems()[0]
+
+
+def test_offline_hook_blocks_the_network():
+    code = ("import socket\n"
+            "try:\n    socket.create_connection(('192.0.2.1', 80), timeout=2)\n"
+            "except ConnectionRefusedError as error:\n    print('the network is blocked' in str(error))\n"
+            "server = socket.create_server(('127.0.0.1', 0))\n"
+            "socket.create_connection(server.getsockname()).close(); print('local')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT / "ci" / "offline")})
+    assert done.stdout.split() == ["True", "local"], done.stderr
