@@ -53,7 +53,7 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
 def _save(path: Path, tensors: dict[str, Tensor], step: int, seconds: float) -> None:
     """Write a checkpoint beside its place, then move it there, so that a crash keeps the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().clone() for k, v in tensors.items()}, str(path) + ".part",
+    save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, str(path) + ".part",
               metadata={"progress": json.dumps({"step": step, "seconds": seconds})})
     os.replace(str(path) + ".part", path)
 
