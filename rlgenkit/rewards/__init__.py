@@ -2,6 +2,7 @@
 
 from .aesthetic import aesthetic_score, aesthetic_terms, aesthetic_truth
 from .batch import Batch, Reward, Scores, parsed, scored, texts, where_defined
+from .best_of import best_of, best_of_kl, best_of_weights, pick_shares
 from .combine import (
     combined,
     effective_weights,
@@ -38,6 +39,7 @@ from .pixels import (
     sharpness,
     warmth,
 )
+from .preferences import bradley_terry_loss, fit_bradley_terry
 from .proxy import (
     AestheticProxy,
     aesthetic_proxy_reward,

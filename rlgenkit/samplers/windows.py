@@ -54,11 +54,11 @@ def coarse_tail(sigmas: Tensor, after: int, n_steps: int) -> Tensor:
     """Keep the first `after` steps of a schedule [N+1] and replace the rest by n_steps longer ones.
 
     MixGRPO-Flash: deterministic steps behind the window may be compressed (with a second-order
-    solver), those before it may not. The new levels are picked from the old ones: [after+n_steps+1].
+    solver), those before it may not. Levels are picked from the old ones: [after+n_steps+1].
     """
     rest = len(sigmas) - 1 - after
     if after < 0 or not 1 <= n_steps <= rest:
-        raise ValueError(f"need after >= 0 and 1 <= n_steps <= {rest} remaining steps, got {n_steps}")
+        raise ValueError(f"n_steps must be in 1..{rest} (the remaining steps), got {n_steps}")
     picked = torch.linspace(after, len(sigmas) - 1, n_steps + 1).round().long()
     return torch.cat([sigmas[:after], sigmas[picked]])
 

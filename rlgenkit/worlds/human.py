@@ -26,9 +26,9 @@ COLUMNS = ("model", "prompt", "sample", "rater", "fit", "realism_0", "realism_1"
 class HumanRatings:
     """Ratings of N generated images by five people each; nan = not answered.
 
-    fit [N, 5] caption fit 1..4; realism [N, 5] structural correctness 1..3, the mean over the
-    asked things that the rater saw; model [N] index into MODELS; prompt [N] GenEval prompt index;
-    tags [N] the prompt's task, for example "two_object". Raters are unrelated between images.
+    fit [N, 5] caption fit 1..4; realism [N, 5, 2] structural correctness 1..3 of each asked thing
+    that the rater saw; model [N] index into MODELS; prompt [N] GenEval prompt index; tags [N] the
+    prompt's task, for example "two_object". Raters are unrelated between images.
     """
 
     fit: Tensor
@@ -51,7 +51,7 @@ def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
         place = images[key], int(row["rater"])
         fit[place] = _number(row["fit"])
         realism[place] = torch.tensor([_number(row["realism_0"]), _number(row["realism_1"])])
-    return HumanRatings(fit, realism.nanmean(2),
+    return HumanRatings(fit, realism,
                         torch.tensor([MODELS.index(m) for m, _, _ in images]),
                         torch.tensor([p for _, p, _ in images]),
                         tuple(tasks[p] for _, p, _ in images))
@@ -60,7 +60,7 @@ def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
 def make_geneval(source: str | Path, folder: str | Path = GENEVAL) -> None:
     """Write ratings.csv, prompts.csv and LICENSE from annotations_*.csv and the prompt metadata.
 
-    Rows without a caption-fit answer are left out (four of them, torn in the origin).
+    Rows without a caption-fit answer are left out (four of 4,004, torn in the origin).
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

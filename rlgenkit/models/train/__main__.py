@@ -7,7 +7,8 @@ the time that its model card states.
 import importlib
 import sys
 
-ORDER = ("autoencoder", "reader", "flow", "epsilon", "consistency", "clip", "aesthetic_proxy", "evaluate")
+ORDER = ("autoencoder", "reader", "flow", "epsilon", "consistency", "clip",
+         "aesthetic_proxy", "evaluate", "cards")
 
 
 def main(names: list[str]) -> int:

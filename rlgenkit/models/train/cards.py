@@ -1,0 +1,93 @@
+"""Write the model cards (README.md) of data/models from the measured quality beside each model."""
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+
+from .common import MODELS
+
+ABOUT = {
+    "autoencoder": ("AutoencoderDC", "64x64 RGB pictures to 8x8 latents of 8 channels and back; Gaussian noise on "
+                    "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
+                    "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
+    "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
+             "width 128) with its own two-layer T5 encoder.", "Counts and relations are often wrong, on purpose: "
+             "there is room to align. Knows only the caption grammar of sticker scenes."),
+    "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
+                "width 128) for DDIM sampling.", "As the flow model; weaker on words and counts."),
+    "consistency": ("PixArtAlphaPipeline with LCMScheduler", "The epsilon model distilled to a few steps "
+                    "(latent consistency distillation at a fixed guidance scale, built in).",
+                    "Sample with guidance 1. Fewer details than its teacher."),
+    "clip": ("CLIPModel", "Image-text dual encoder of sticker scenes, a reward model.",
+             "Binding and counting are its weak spots, which makes it hackable; it is never the judge."),
+    "reader": ("rlgenkit.worlds.Reader", "The truth meter: reads stickers, colors, places, background and look.",
+               "Trained for sticker scenes only; on other pictures its readings mean nothing."),
+    "reward_reader": ("rlgenkit.worlds.Reader", "A smaller reader for rewards, trained on clean renderings only, so "
+                      "that the truth meter never judges what it rewarded.",
+                      "Less accurate on blurred, noised or decoded pictures: that is its planted weakness."),
+}
+
+
+def _rows(table: dict[str, dict]) -> str:
+    """A markdown table of {row: {column: value}}; missing values are left empty."""
+    columns = list(dict.fromkeys(k for row in table.values() for k in row))
+    lines = [f"| | {' | '.join(columns)} |", "|" + " --- |" * (len(columns) + 1)]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(str(row.get(c, "")) for c in columns) + " |"
+                              for name, row in table.items()])
+
+
+def _parameters(folder: Path) -> int:
+    """Numbers stored in a model folder's safetensors files."""
+    total = 0
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():
+                size = 1
+                for n in tensors.get_slice(name).get_shape():
+                    size *= n
+                total += size
+    return total
+
+
+def card(name: str) -> str:
+    """The card's text, from ABOUT, the files of the folder and quality.json or accuracy.json."""
+    kind, what, limits = ABOUT[name]
+    folder = MODELS / name
+    files = [folder / n for n in ("quality.json", "accuracy.json") if (folder / n).exists()]
+    record = json.loads(files[0].read_text()) if files else {}
+    seconds = record.get("seconds") or record.get("training", {}).get("seconds")
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+    parts = [f"---\nlicense: mit\nlibrary_name: {'rlgenkit' if 'Reader' in kind else 'diffusers'}\n---",
+             f"# {name}", what, f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
+             "(half precision; load as float32).",
+             f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
+             f"`rlgenkit/models/train`, on rendered sticker scenes made on the fly. "
+             + (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else ""),
+             f"**Limits.** {limits}"]
+    table = record.get("quality") or record.get("accuracy")
+    if table and record.get("sampling"):
+        parts.append(f"**Quality**, by the truth meter, {record['sampling']['steps']} steps at guidance "
+                     f"{record['sampling']['guidance']}; \"test\" captions were kept from training, \"heldout\" ones "
+                     "hold a kind-color pair that training never showed.")
+    elif table and name == "autoencoder":
+        parts.append("**Quality** on unseen scenes.")
+    elif table:
+        parts.append("**Accuracy** on 1,000 unseen scenes each: share of captions fulfilled as read back; look_error is "
+                     "the mean absolute error of contrast, saturation, harmony, balance and clutter.")
+    if table:
+        parts.append(_rows(table))
+    if (folder / "samples.png").exists():
+        parts.append(f"![Grid of pictures drawn by the {name} model, one caption a column](samples.png)")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Write README.md into every model folder that exists."""
+    for name in ABOUT:
+        if (MODELS / name).is_dir():
+            (MODELS / name / "README.md").write_text(card(name))
+
+
+if __name__ == "__main__":
+    main()
