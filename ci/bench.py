@@ -25,9 +25,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from rlgenkit import optimizers, samplers
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rlgenkit import optimizers, samplers  # noqa: E402
+
 STEPS, BATCH, NOISE, CLIP = 10, 8, 0.7, 1e-4
 TRAINED = STEPS - 1  # the last step is nearly deterministic and left out, as in the peer
 

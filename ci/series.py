@@ -17,7 +17,13 @@ from rlgenkit.commands import run  # noqa: E402
 from rlgenkit.commands.places import BUILD, InputError, find, series  # noqa: E402
 
 GOAL_S = 60.0  # what a quick run may take on 2 cores
-HARD_S = 120.0  # where a slower machine's run is a failure
+HARD_S = 120.0  # where a run is a failure, because machines differ
+
+
+def busy() -> float:
+    """Runnable processes per core, at least 1: on a busy machine limits are that much longer."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1.0, load / (os.cpu_count() or 1))
 
 
 def offline() -> dict[str, str]:
@@ -28,8 +34,7 @@ def offline() -> dict[str, str]:
 def run_one(path: Path, out_dir: Path, profile: str = "quick", limit_s: float = HARD_S,
             online: bool = False) -> run.Outcome:
     """Execute one notebook at `profile` into `out_dir`, by default with the network blocked."""
-    parameters = {"profile": profile}
-    return run.execute(path, parameters, out_dir, limit_s, quiet=True,
+    return run.execute(path, {"profile": profile}, out_dir, limit_s * busy(), quiet=True,
                        env={} if online else offline())
 
 

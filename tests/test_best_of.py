@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rlgenkit.rewards import (
-    best_of, best_of_kl, best_of_weights, bradley_terry_loss, fit_bradley_terry, pick_shares,
+    STATISTICS, best_of, best_of_kl, best_of_weights, bradley_terry_loss, diversity_of_picks,
+    fit_bradley_terry, pick_shares, picture_statistics, press,
 )
 from rlgenkit.worlds import load_geneval
 from rlgenkit.worlds.human import _checked, make_geneval
@@ -43,6 +44,23 @@ def test_best_of_weights_sum_to_one_and_share_ties():
     torch.testing.assert_close(shares, torch.full((1, 5), 0.2, dtype=torch.float64))
     with pytest.raises(ValueError, match="1..5"):
         best_of_weights(5, 6)
+
+
+def test_diversity_of_picks_is_the_chance_of_each_pair_times_its_distance():
+    features = torch.tensor([[[0.0], [1.0], [3.0]]])
+    scores = torch.tensor([[1.0, 2.0, 3.0]])
+    found = diversity_of_picks(scores, features, [1, 2, 3])[0].tolist()
+    # n = 1: the three pairs alike, (1 + 2 + 3) / 3; n = 2: only ranks 2 and 3 can be picked
+    assert found[:2] == pytest.approx([2.0, 2.0]) and math.isnan(found[2])
+    curves = press(scores, scores, features, [1, 3])
+    assert curves["reward"][0].tolist() == pytest.approx([0.0, 1.5**0.5])
+
+
+def test_picture_statistics_follow_their_names():
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    table = picture_statistics(images)
+    for column, statistic in zip(table.T, STATISTICS.values(), strict=True):
+        torch.testing.assert_close(column, statistic(images).float())
 
 
 def test_best_of_kl_is_the_integral():

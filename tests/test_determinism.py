@@ -73,7 +73,7 @@ def test_killed_and_resumed_ends_with_the_same_numbers(name, quick_run, tmp_path
     process = subprocess.Popen(
         [sys.executable, "-m", "rlgenkit", "run", str(path), "--profile", "quick", "--out", str(out)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert kill_when(process, lambda: log.is_file() and log.read_text().count("\n") >= wanted, 120), \
+    assert kill_when(process, lambda: log.is_file() and log.read_text().count("\n") >= wanted, 120 * runner.busy()), \
         "the run ended before it could be killed"
     assert not (out / "results.json").exists()
     done = runner.run_one(path, out)

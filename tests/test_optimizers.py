@@ -59,6 +59,8 @@ def test_equal_rewards_give_exactly_zero():
         got = o.group_advantages(values, groups, std, eps=1e-8)
         assert torch.equal(got[[0, 1, 2, 5]], torch.zeros(4))
         assert o.nonzero_rows(got).tolist() == [3, 4]
+    tenths = torch.full((3,), 0.1, dtype=torch.float64)  # their rounded mean is not 0.1
+    assert torch.equal(o.group_advantages(tenths, torch.zeros(3).long(), eps=0.0), torch.zeros(3))
 
 
 def test_invalid_samples_are_left_out():
@@ -294,6 +296,10 @@ def test_nft_released_form_and_helpers():
         expected += weight * ((clean - x0) ** 2).mean(1) / scale / b
     assert torch.allclose(o.nft_terms(v, old, target, r, b, sigma), expected, atol=1e-5)
     assert torch.allclose(o.nft_loss(v, old, target, r, b, sigma), expected.mean(), atol=1e-5)
+    one = v[:1].clone().requires_grad_()  # the divisor carries no gradient
+    o.nft_terms(one, old[:1], target[:1], torch.ones(1), 1.0, torch.ones(1)).sum().backward()
+    gap = (one - target[:1]).detach()
+    assert torch.allclose(one.grad, 2 * gap / 6 / gap.abs().mean(), atol=1e-6)
     got = o.nft_optimality(torch.tensor([-9.0, -5, 0, 2.5, 5]))
     assert got.tolist() == [0, 0, 0.5, 0.75, 1]
     assert [o.nft_decay(u) for u in (0, 100, 900)] == [0, 0.1, 0.5]

@@ -6,7 +6,6 @@ It has its own process so that a hanging or killed kernel never takes the caller
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -42,14 +41,11 @@ class Screen:
             self.line(data["text/plain"].strip().splitlines()[-1])
 
 
-def register_engine(screen: Screen) -> str:
-    """A papermill engine that shows updates of a display live (papermill drops them); its name."""
+def register_engine(screen: Screen, log) -> str:
+    """A papermill engine that shows updates of a display live (papermill drops them) and keeps the
+    kernel's own stderr in the file `log`; returns the engine's name."""
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
-    from traitlets.config import Config
-
-    # Sockets in the file system need no port; Windows has only the other kind.
-    transport = Config(KernelManager={"transport": "ipc"}) if os.name == "posix" else Config()
 
     class LiveClient(PapermillNotebookClient):
         def process_message(self, msg, cell, cell_index):
@@ -61,7 +57,7 @@ def register_engine(screen: Screen) -> str:
         def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **settings):
             settings = {k: v for k, v in settings.items() if k not in ("input_path", "execution_timeout")}
             LiveClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
-                       log=logging.getLogger("papermill"), config=transport, **settings).execute()
+                       log=logging.getLogger("papermill"), **settings).execute(stderr=log)
 
     papermill_engines.register("live", LiveEngine)
     return "live"
@@ -106,7 +102,7 @@ def main(spec: dict) -> int:
     try:
         papermill.execute_notebook(
             str(source), str(target), parameters=spec["parameters"], progress_bar=False,
-            log_output=True, start_timeout=120, engine_name=register_engine(screen),
+            log_output=True, start_timeout=120, engine_name=register_engine(screen, log),
             cwd=spec["cwd"], autosave_cell_every=30, on_cell_start=screen.on_cell,
             kernel_name="python3", language="python")
     except PapermillExecutionError as error:

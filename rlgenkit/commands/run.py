@@ -17,7 +17,7 @@ from . import committed
 from .inputs import checked_parameters, split_values
 from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, InputError, find, nearest
 
-LIMIT_S = {"quick": 120.0, "default": 1800.0, "full": 7 * 24 * 3600.0}
+LIMIT_S = {"quick": 600.0, "default": 3600.0, "full": 7 * 24 * 3600.0}
 # Raised by a notebook's first cells for bad input; the message is the sentence to show.
 INPUT_ERRORS = ("ParameterError", "InputError")
 BAD_INPUT, TIMED_OUT, DEAD_KERNEL = 2, 124, 138

@@ -186,10 +186,15 @@ def read_components(folder: Path, dtype: torch.dtype) -> tuple[str, dict[str, An
 
 
 def resolve_folder(path_or_hub_id: str | Path) -> Path:
-    """The local folder of a model; an id owner/name that is no folder is fetched from the hub."""
-    folder = Path(path_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
+    """The local folder of a model; an id owner/name that is no folder is fetched from the hub.
+
+    A relative path counts from the working directory, else from the root of the checkout, so that
+    "data/models/flow" means the same in a notebook and on the command line.
+    """
+    given = Path(path_or_hub_id).expanduser()
+    for folder in (given, ROOT / given):
+        if folder.is_dir():
+            return folder
     words = str(path_or_hub_id).split("/")
     if len(words) != 2 or not all(words) or words[0] in (".", "..", "~"):
         raise FileNotFoundError(

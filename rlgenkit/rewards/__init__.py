@@ -2,7 +2,15 @@
 
 from .aesthetic import aesthetic_score, aesthetic_terms, aesthetic_truth
 from .batch import Batch, Reward, Scores, parsed, scored, texts, where_defined
-from .best_of import best_of, best_of_kl, best_of_weights, pick_shares
+from .best_of import (
+    best_of,
+    best_of_kl,
+    best_of_weights,
+    diversity_of_picks,
+    in_units,
+    pick_shares,
+    press,
+)
 from .combine import (
     combined,
     effective_weights,
@@ -25,6 +33,7 @@ from .composition import (
 from .diagnostic import EDITS, Pairs, blind_spots, make_pairs, pair_diagnostic
 from .diversity import diversity, mean_pairwise_distance
 from .pixels import (
+    STATISTICS,
     brightness,
     color_entropy,
     colorfulness,
@@ -35,6 +44,7 @@ from .pixels import (
     jpeg_kb,
     luminance,
     of_images,
+    picture_statistics,
     saturation,
     sharpness,
     warmth,

@@ -64,3 +64,32 @@ def pick_shares(scores: Tensor, n: int) -> Tensor:
     size = zeros.scatter_add(1, run, torch.ones_like(zeros))
     shared = (total / size.clamp_min(1)).gather(1, run)
     return zeros.scatter(1, order, shared)
+
+
+def in_units(values: Tensor) -> Tensor:
+    """[P, N] values less the mean of their prompt, over the std within prompts (one for all P)."""
+    centered = values - values.mean(1, keepdim=True)
+    return centered / centered.square().mean().sqrt().clamp_min(1e-6)
+
+
+def diversity_of_picks(scores: Tensor, features: Tensor, ns: Sequence[int]) -> Tensor:
+    """Mean distance [P, len(ns)] of two distinct picks of best-of-n, float64.
+
+    scores [P, N], features [P, N, F]; the pair is weighted by both chances to be picked. nan where
+    only one sample can be the pick (n = N).
+    """
+    apart = torch.cdist(features.double(), features.double())
+    shares = torch.stack([pick_shares(scores, n) for n in ns], 1)  # [P, n, N]
+    distance = torch.einsum("pki,pij,pkj->pk", shares, apart, shares)
+    distinct = 1 - shares.square().sum(2)
+    return torch.where(distinct > 1e-9, distance / distinct.clamp_min(1e-9), float("nan"))
+
+
+def press(scores: Tensor, truth: Tensor, features: Tensor, ns: Sequence[int]) -> dict[str, Tensor]:
+    """Curves [P, len(ns)] of best-of-n by score: gains of "reward" and "truth" over a random sample
+    in units of their std within prompts (`in_units`), and "diversity" of the picks."""
+    return {
+        "reward": best_of(scores, in_units(scores), ns),
+        "truth": best_of(scores, in_units(truth), ns),
+        "diversity": diversity_of_picks(scores, features, ns),
+    }

@@ -110,6 +110,11 @@ def jpeg_kb(images: Tensor, quality: int = 95) -> Tensor:
     return kb.to(images.device)
 
 
+def picture_statistics(images: Tensor) -> Tensor:
+    """Nine statistics [B,9] in their own units, columns in the order of STATISTICS."""
+    return torch.stack([statistic(images).float() for statistic in STATISTICS.values()], 1)
+
+
 def compressibility(batch: Batch) -> Scores:
     """Reward: minus the JPEG size in kB at quality 95 (DDPO section 5.1)."""
     return scored(-jpeg_kb(batch.images))
@@ -118,6 +123,11 @@ def compressibility(batch: Batch) -> Scores:
 def incompressibility(batch: Batch) -> Scores:
     """Reward: the JPEG size in kB at quality 95 (DDPO section 5.1); noise is its optimum."""
     return scored(jpeg_kb(batch.images))
+
+
+STATISTICS = {"brightness": brightness, "warmth": warmth, "saturation": saturation,
+              "contrast": contrast, "colorfulness": colorfulness, "sharpness": sharpness,
+              "edge density": edge_density, "color entropy": color_entropy, "JPEG size": jpeg_kb}
 
 
 def of_images(statistic: Callable[[Tensor], Tensor], scale: float = 1.0) -> Reward:

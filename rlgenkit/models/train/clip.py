@@ -11,7 +11,7 @@ from .common import MODELS, at_step, fit
 from .flow import TOKENS, build_tokenizer, token_ids
 from .reader import degrade
 
-BATCH, STEPS, WIDTH = 96, 1200, 96
+BATCH, STEPS, WIDTH = 96, 800, 96
 
 
 def build(vocabulary: int):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..folders import write_components
 from .common import MODELS, at_step, fit
 from .epsilon import predict
 from .flow import BATCH, TOKENS, latent_bank
@@ -82,9 +83,9 @@ def main(steps: int = STEPS) -> None:
 
     fit("consistency", student, [optimizer], steps, loss_at, ema=0.99, every=100)
     scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=GRID)
-    PixArtAlphaPipeline(transformer=student.half(), vae=pipe.vae.half(), tokenizer=pipe.tokenizer,
-                        text_encoder=encoder.half(), scheduler=scheduler
-                        ).save_pretrained(MODELS / "consistency")
+    parts = {"transformer": student, "vae": pipe.vae, "scheduler": scheduler,
+             "text_encoder": encoder, "tokenizer": pipe.tokenizer}
+    write_components("PixArtAlphaPipeline", parts, MODELS / "consistency", torch.float16)
 
 
 if __name__ == "__main__":

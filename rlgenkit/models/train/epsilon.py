@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..folders import write_components
 from .common import MODELS, at_step, fit, optimizers_for
 from .flow import (BATCH, DROPPED, HEADS, LAYERS, TOKENS, WIDTH, build_text_encoder, build_tokenizer,
                    latent_bank)
@@ -61,7 +62,7 @@ def loss(network, encoder, alphas: Tensor, latents: Tensor, ids: Tensor,
 
 def main(steps: int = STEPS) -> None:
     """Train network and text encoder together; save data/models/epsilon as a PixArtAlphaPipeline."""
-    from diffusers import AutoencoderDC, PixArtAlphaPipeline
+    from diffusers import AutoencoderDC
 
     vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
     tokenizer = build_tokenizer()
@@ -79,9 +80,9 @@ def main(steps: int = STEPS) -> None:
                     ids[rows], generator)
 
     fit("epsilon", both, optimizers, steps, loss_at, ema=0.998)
-    PixArtAlphaPipeline(transformer=both["network"].half(), vae=vae.half(), tokenizer=tokenizer,
-                        text_encoder=both["text"].half(), scheduler=scheduler
-                        ).save_pretrained(MODELS / "epsilon")
+    parts = {"transformer": both["network"], "vae": vae, "scheduler": scheduler,
+             "text_encoder": both["text"], "tokenizer": tokenizer}
+    write_components("PixArtAlphaPipeline", parts, MODELS / "epsilon", torch.float16)
 
 
 if __name__ == "__main__":

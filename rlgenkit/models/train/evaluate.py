@@ -78,8 +78,31 @@ def contact_sheet(name: str) -> None:
     picture.save(MODELS / name / "samples.png", optimize=True)
 
 
+def readme_sheet(name: str = "flow", rows: int = 4, columns: int = 8) -> None:
+    """Save data/models/contact-sheet.png: captions never trained on, first draw each, nothing picked."""
+    import textwrap
+
+    import matplotlib.pyplot as plt
+
+    from ...models import load_policy
+
+    generator = torch.Generator().manual_seed(2024)
+    prompts = sample_prompts(rows * columns, split="test", generator=generator)
+    images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=2025)
+    figure, axes = plt.subplots(rows, columns, figsize=(12, 7.4))
+    for axis, prompt, image in zip(axes.flat, prompts, images):
+        axis.imshow(image.permute(1, 2, 0), interpolation="bicubic")
+        axis.set_title("\n".join(textwrap.wrap(prompt.text, 22)), fontsize=7)
+        axis.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(MODELS / "contact-sheet.png", dpi=80, metadata={"Software": None})
+    plt.close(figure)
+
+
 def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
     """Write quality.json, samples.png and README.md beside each generator."""
+    if "flow" in names:
+        readme_sheet()
     for name in names:
         began = time.perf_counter()
         table = quality(name)

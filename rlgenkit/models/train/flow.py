@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ...worlds.prompts import (BACKGROUNDS, COLORS, DIGITS, KINDS, NUMBERS, WORDS, Prompt, sample_prompts)
 from ...worlds.scenes import render, sample_scenes
+from ..folders import write_components
 from .common import MODELS, WORK, at_step, fit, optimizers_for
 
 BATCH, STEPS, SCENES = 48, 3000, 24576
@@ -100,7 +101,7 @@ def loss(network, encoder, latents: Tensor, ids: Tensor, generator: torch.Genera
 
 def main(steps: int = STEPS) -> None:
     """Train network and text encoder together; save data/models/flow as a StableDiffusion3Pipeline."""
-    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+    from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler
 
     vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
     tokenizer = build_tokenizer()
@@ -116,10 +117,11 @@ def main(steps: int = STEPS) -> None:
         return loss(both["network"], both["text"], latents[rows].float(), ids[rows], generator)
 
     fit("flow", both, optimizers, steps, loss_at, ema=0.998)
-    StableDiffusion3Pipeline(
-        transformer=both["network"].half(), vae=vae.half(), text_encoder_3=both["text"].half(),
-        tokenizer_3=tokenizer, text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0)).save_pretrained(MODELS / "flow")
+    parts = {"transformer": both["network"], "vae": vae, "text_encoder_3": both["text"],
+             "tokenizer_3": tokenizer, "text_encoder": None, "text_encoder_2": None,
+             "tokenizer": None, "tokenizer_2": None,
+             "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0)}
+    write_components("StableDiffusion3Pipeline", parts, MODELS / "flow", torch.float16)
 
 
 if __name__ == "__main__":
