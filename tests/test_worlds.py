@@ -6,6 +6,8 @@ import math
 import pytest
 import torch
 
+from rlgenkit.worlds import looks
+from rlgenkit.worlds.scenes import hue_errors
 from rlgenkit.worlds import (COLORS, KINDS, LOOKS, SHAPES, WORDS, Group, Reading, Scene, Sticker,
                              balance_of, caption, check, cyclic_probability, edit_distance, parse,
                              prefer, preference_probability, rate, render, sample_prompts,
@@ -85,7 +87,7 @@ def test_rendered_ball_has_the_right_area_place_and_color():
 @pytest.mark.parametrize("name,measure", [
     ("contrast", lambda x, e: (x - e).abs().sum()),
     ("saturation", lambda x, e: (x.amax(0) - x.amin(0)).mean()),
-    ("clutter", lambda x, e: (x - x.median()).abs()[:, :12].gt(0.05).float().mean()),
+    ("clutter", lambda x, e: (x - x.median(2, keepdim=True).values).abs()[:, :20].gt(0.05).float().mean()),
 ])
 def test_each_look_moves_its_own_measure(name, measure):
     scene = plain(Sticker("star", "red", 32.0, 40.0, 26.0), background="mint")
@@ -215,3 +217,35 @@ def test_relation_captions_keep_their_order():
     prompt = caption((Group("cat", "red"), Group("star", "blue", 2)), relation="above")
     assert prompt.text == "a red cat above two blue stars" and parse(prompt.text) == prompt
     assert KINDS[0] == "cat"
+
+
+def detections(scenes: list[Scene]) -> tuple[torch.Tensor, ...]:
+    """Padded color, xy, size and valid tensors of the true stickers."""
+    color, xy = torch.zeros(len(scenes), 4, dtype=torch.long), torch.zeros(len(scenes), 4, 2)
+    size, valid = torch.ones(len(scenes), 4), torch.zeros(len(scenes), 4, dtype=torch.bool)
+    for row, scene in enumerate(scenes):
+        for m, s in enumerate(scene.stickers):
+            color[row, m], size[row, m], valid[row, m] = COLORS.index(s.color), s.size, True
+            xy[row, m] = torch.tensor((s.x, s.y))
+    return color, xy, size, valid
+
+
+def test_measured_looks_follow_the_controls():
+    prompts = [p for p in sample_prompts(300, generator=generator(10)) if p.groups[0].color != "black"]
+    scenes = sample_scenes(prompts, generator(11))
+    true, images = torch.tensor([s.look for s in scenes]), render(scenes)
+    color, xy, size, valid = detections(scenes)
+    free = ~(looks.inside_boxes(xy, size, pad=2.5) & valid[..., None, None]).any(1)
+    harmony = looks.harmony(images, free, color, xy, size, valid, true[:, 0])
+    clutter = looks.clutter(images, free)
+    assert torch.allclose(looks.balance(xy, size, valid), true[:, 3], atol=1e-5)
+    for measured, column, error in ((harmony, 2, 0.1), (clutter, 4, 0.15)):
+        assert torch.corrcoef(torch.stack([measured, true[:, column]]))[0, 1] > 0.75
+        assert (measured - true[:, column]).abs().mean() < error
+
+
+def test_hue_errors_average_to_the_control():
+    scenes = sample_scenes(sample_prompts(50, generator=generator(12)), generator(13))
+    stickers = torch.tensor([len(s.stickers) for s in scenes])
+    harmony = 1 - hue_errors(scenes).sum(1) / stickers
+    assert torch.allclose(harmony, torch.tensor([s.look[2] for s in scenes]), atol=1e-5)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+ROOT = Path(__file__).resolve().parents[2]
 # Components that take part in text-to-image sampling, in the pipeline's own order.
 COMPONENTS = {
     "StableDiffusionPipeline": ("unet", "vae", "scheduler", "text_encoder", "tokenizer"),

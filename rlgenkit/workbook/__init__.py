@@ -4,7 +4,7 @@
 """
 
 from .claims import (
-    Claim, claims_table, interval, iqm, probability_of_improvement, schema, stratified_interval,
+    Claim, claims_table, clustered_interval, interval, iqm, probability_of_improvement, schema, stratified_interval,
     validate, verdict,
 )
 from .exercises import Check, Outcome, check, predict
@@ -24,7 +24,7 @@ from .widgets import Labels, explore, label_pairs
 __all__ = [
     "Check", "Claim", "Declaration", "Labels", "NonFiniteError", "Outcome", "ParameterError",
     "Parameters", "Picture", "Progress", "Run", "advantage_map", "bars", "before_after",
-    "calibration", "check", "check_overrides", "claims_table", "declared", "explore", "frontier",
+    "calibration", "check", "check_overrides", "claims_table", "clustered_interval", "declared", "explore", "frontier",
     "headless", "heat_map", "image_grid", "interval", "iqm", "label_pairs", "lines", "markdown",
     "new_figure", "parameters", "png", "predict", "probability_of_improvement", "provenance",
     "ratio_panel", "ridge", "scatter", "schema", "show", "start", "stratified_interval", "strip",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,24 @@ def stratified_interval(scores: np.ndarray, level: float = 0.95) -> tuple[float,
     tail, ones = (1 - level) / 2, np.ones(len(stats))
     low, high = _tail(stats, ones, tail), -_tail(-stats, ones, tail)
     return float(iqm(scores.reshape(-1))), float(low), float(high)
+
+
+def clustered_interval(
+    statistic: Callable[[Any], float], clusters: Any, rows: Any = None, draws: int = 1_000,
+) -> tuple[float, float, float]:
+    """(statistic(rows), low, high): 95 % percentile bootstrap over whole clusters.
+
+    clusters Long[N]: for example the prompt of each image, whose images are alike; rows Long[M]
+    (None = all) are the items used.  statistic takes a Long tensor of item numbers.
+    """
+    import torch
+
+    rows = torch.arange(len(clusters)) if rows is None else rows
+    own = [rows[clusters[rows] == name] for name in clusters[rows].unique()]
+    picks = np.random.default_rng(0).integers(len(own), size=(draws, len(own)))
+    stats = np.array([statistic(torch.cat([own[i] for i in pick])) for pick in picks])
+    low, high = np.quantile(stats, (0.025, 0.975))
+    return float(statistic(rows)), float(low), float(high)
 
 
 def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> tuple:

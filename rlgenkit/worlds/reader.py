@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import looks
 from .prompts import BACKGROUNDS, COLORS, GLYPHS, KINDS, Prompt
-from .scenes import BALANCE_RANGE, LOOKS, SHAPES, SIZE
+from .scenes import SHAPES, SIZE
 
 STRIDE = 4  # px per cell of the detection grid
 MAX_READ = 8  # detections kept per picture
 READER = Path(__file__).resolve().parents[2] / "data" / "models" / "reader"
 REWARD_READER = READER.with_name("reward_reader")
-LEARNED_LOOKS = (0, 1, 2, 4)  # balance (3) follows from the detections
+LEARNED_LOOKS = (0, 1, 4)  # contrast and saturation are read; clutter only helps in training
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ class Reader(nn.Module):
         self.middle = nn.Sequential(_block(w, 2 * w, 2), _block(2 * w, 2 * w), _block(2 * w, 2 * w))
         self.deep = nn.Sequential(_block(2 * w, 3 * w, 2), _block(3 * w, 3 * w), _block(3 * w, 3 * w))
         self.merge = _block(5 * w, 3 * w)
-        self.cells = nn.Conv2d(3 * w, 1 + len(SHAPES) + len(COLORS) + 3, 1)
-        self.whole = nn.Sequential(nn.Linear(9 * w, 4 * w), nn.ReLU(),
+        self.cells = nn.Conv2d(3 * w, 1 + len(SHAPES) + len(COLORS) + 4, 1)
+        self.texture = nn.Sequential(_block(3, 8), _block(8, 8))  # full resolution: speckles are 2 px
+        self.whole = nn.Sequential(nn.Linear(9 * w + 8, 4 * w), nn.ReLU(),
                                    nn.Linear(4 * w, len(BACKGROUNDS) + len(LEARNED_LOOKS)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """images [B, 3, 64, 64] in [0, 1] -> cells [B, 36, 16, 16], whole [B, 9], features [B, F]."""
+        """images [B, 3, 64, 64] in [0, 1] -> cells [B, 37, 16, 16], whole [B, 8], features [B, F]."""
         stem = self.stem(images * 2 - 1)
         middle = self.middle(stem)
         deep = self.deep(middle)
@@ -70,7 +72,8 @@ class Reader(nn.Module):
         cells = self.merge(torch.cat([middle, up], 1))
         features = torch.cat([stem.mean((2, 3)), middle.mean((2, 3)), deep.mean((2, 3)),
                               cells.amax((2, 3))], 1)
-        return self.cells(cells), self.whole(features), features
+        texture = self.texture(images * 2 - 1).mean((2, 3))
+        return self.cells(cells), self.whole(torch.cat([features, texture], 1)), features
 
 
 def load_reader(path: str | Path | None = None) -> Reader:
@@ -100,25 +103,25 @@ def read(reader: Reader, images: Tensor) -> Reading:
         cells, whole, features = reader(images)
     score, at = _peaks(cells[:, :1].sigmoid())
     picked = cells.flatten(2).gather(2, at[:, None].expand(-1, cells.shape[1], -1)).transpose(1, 2)
-    shapes, colors, box = picked[..., 1:].split([len(SHAPES), len(COLORS), 3], -1)
+    shapes, colors, box, _ = picked[..., 1:].split([len(SHAPES), len(COLORS), 3, 1], -1)
     side = SIZE // STRIDE
     xy = (torch.stack([at % side, at // side], -1) + 0.5 + box[..., :2]) * STRIDE
     size, valid = box[..., 2].exp() * 20, score >= 0.5
-    return Reading(shapes.argmax(-1), colors.argmax(-1), xy, size, score, valid,
-                   whole[:, :len(BACKGROUNDS)].argmax(-1),
-                   _look(whole[:, len(BACKGROUNDS):].clamp(0, 1), xy, size, valid),
-                   F.normalize(features, dim=1))
+    color = colors.argmax(-1)
+    look = _look(images, whole[:, len(BACKGROUNDS):].clamp(0, 1), color, xy, size, valid)
+    return Reading(shapes.argmax(-1), color, xy, size, score, valid,
+                   whole[:, :len(BACKGROUNDS)].argmax(-1), look, F.normalize(features, dim=1))
 
 
-def _look(learned: Tensor, xy: Tensor, size: Tensor, valid: Tensor) -> Tensor:
-    """The five controls [B, 5]: four regressed ones and balance, computed from the detections."""
-    area = size.square() * valid
-    center = (xy * area[..., None]).sum(1) / area.sum(1, keepdim=True).clamp_min(1e-6)
-    balance = (1 - (center - SIZE / 2).norm(dim=-1) / BALANCE_RANGE).clamp(0, 1) * valid.any(1)
-    look = torch.zeros(len(learned), len(LOOKS), device=learned.device)
-    look[:, list(LEARNED_LOOKS)] = learned
-    look[:, 3] = balance
-    return look
+def _look(images: Tensor, learned: Tensor, color: Tensor, xy: Tensor, size: Tensor,
+          valid: Tensor) -> Tensor:
+    """The five controls [B, 5]: contrast and saturation as the network reads them [B, 3], harmony,
+    balance and clutter measured from the picture and its detections."""
+    free = ~(looks.inside_boxes(xy, size, pad=2.5) & valid[..., None, None]).any(1)
+    contrast, saturation = learned[:, 0], learned[:, 1]
+    return torch.stack([contrast, saturation,
+                        looks.harmony(images, free, color, xy, size, valid, contrast),
+                        looks.balance(xy, size, valid), looks.clutter(images, free)], 1)
 
 
 def words(reading: Reading) -> list[str]:

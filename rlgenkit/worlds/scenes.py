@@ -6,7 +6,7 @@ controls in [0, 1] that leave a model room to be aligned.
 
     contrast    how far sticker colors stand from the background
     saturation  global chroma (0 = under half of the palette's, 1 = vivid)
-    harmony     1 = every sticker wears its exact palette color, 0 = hues are off by up to 20 degrees
+    harmony     1 = every sticker wears its exact palette color, 0 = hues are off by 12 degrees on average
     balance     1 = the stickers' center of mass is the canvas center, 0 = 20 px or more away
     clutter     amount of small background speckles
 """
@@ -28,7 +28,7 @@ SHAPES = KINDS + GLYPHS
 MAX_STICKERS = 4
 MAX_SPECKLES = 24
 BALANCE_RANGE = 20.0  # px of center-of-mass offset at which balance reaches 0
-HUE_RANGE = 20.0  # degrees of hue error at harmony 0
+HUE_RANGE = 12.0  # degrees of mean absolute hue error at harmony 0
 MARGIN = 2.0  # px between a sticker and the border
 SPRITES = Path(__file__).resolve().parents[2] / "data" / "sprites" / "stickers.png"
 
@@ -185,12 +185,20 @@ def _tables(scenes: list[Scene]) -> dict[str, Tensor]:
         for column, s in enumerate(scene.stickers):
             kind[row, column], color[row, column] = SHAPES.index(s.kind), COLORS.index(s.color)
             box[row, column] = torch.tensor((s.x, s.y, s.size))
-    noise_tensor = torch.from_numpy(noise)
+    noise_tensor, present = torch.from_numpy(noise), box[..., 0] > 0
+    hue = (noise_tensor[:, :MAX_STICKERS] * 2 - 1) * present
+    hue = hue / (hue.abs().sum(1, keepdim=True) / present.sum(1, keepdim=True)).clamp_min(1e-6)
     look = torch.tensor([s.look for s in scenes]).reshape(batch, len(LOOKS))
     return {"kind": kind, "color": color, "box": box, "look": look,
-            "hue": noise_tensor[:, :MAX_STICKERS] * 2 - 1,
+            "hue": hue,  # sums to one sticker's worth of error each, whatever their number
             "speckles": noise_tensor[:, MAX_STICKERS:].reshape(batch, MAX_SPECKLES, 4),
             "background": torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])}
+
+
+def hue_errors(scenes: list[Scene]) -> Tensor:
+    """Absolute hue errors [B, 4] of the stickers in units of HUE_RANGE; 0 where there is no sticker."""
+    table = _tables(scenes)
+    return table["hue"].abs() * (1 - table["look"][:, 2:3])
 
 
 def _speckle_tone(speckles: Tensor, clutter: Tensor) -> Tensor:

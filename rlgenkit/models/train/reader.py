@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from ...worlds.prompts import BACKGROUNDS, COLORS, sample_prompts
 from ...worlds.reader import LEARNED_LOOKS, READER, REWARD_READER, STRIDE, Reader, check, load_reader, read
-from ...worlds.scenes import SHAPES, SIZE, Scene, render, sample_scenes
+from ...worlds.scenes import SHAPES, SIZE, Scene, hue_errors, render, sample_scenes
 from .common import MODELS, at_step, fit
 
-BATCH, STEPS, BANK = 64, 1200, 2048
+BATCH, STEPS, BANK = 64, 1000, 2048
 GRID = SIZE // STRIDE
 
 
@@ -41,9 +41,10 @@ def targets(scenes: list[Scene]) -> dict[str, Tensor]:
     axis = torch.arange(GRID) + 0.5
     heat = torch.zeros(batch, GRID, GRID)
     near = torch.full((batch, GRID, GRID), 1e3)
-    fields = torch.zeros(batch, 5, GRID, GRID)
+    fields = torch.zeros(batch, 6, GRID, GRID)
+    errors = hue_errors(scenes)
     for row, scene in enumerate(scenes):
-        for s in scene.stickers:
+        for s, error in zip(scene.stickers, errors[row]):
             dx, dy = s.x / STRIDE - axis[None, :], s.y / STRIDE - axis[:, None]
             square = dx ** 2 + dy ** 2
             heat[row] = torch.maximum(heat[row], torch.exp(-square / 1.2))
@@ -52,7 +53,8 @@ def targets(scenes: list[Scene]) -> dict[str, Tensor]:
             values = torch.stack([torch.full_like(square, SHAPES.index(s.kind)),
                                   torch.full_like(square, COLORS.index(s.color)),
                                   dx.expand_as(square), dy.expand_as(square),
-                                  torch.full_like(square, s.size / 20).log()])
+                                  torch.full_like(square, s.size / 20).log(),
+                                  torch.full_like(square, float(error))])
             fields[row] = torch.where(here, values, fields[row])
     look = torch.tensor([s.look for s in scenes])[:, list(LEARNED_LOOKS)]
     background = torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])
@@ -70,7 +72,7 @@ def loss(reader: Reader, images: Tensor, target: dict[str, Tensor]) -> Tensor:
     focal = focal.sum() / positive.sum().clamp_min(1)
     at = target["inside"]
     picked, fields = cells.movedim(1, -1)[at][:, 1:], target["fields"].movedim(1, -1)[at]
-    shapes, colors, box = picked.split([len(SHAPES), len(COLORS), 3], 1)
+    shapes, colors, box = picked.split([len(SHAPES), len(COLORS), 4], 1)
     return (focal + F.cross_entropy(shapes, fields[:, 0].long()) + F.cross_entropy(colors, fields[:, 1].long())
             + F.l1_loss(box, fields[:, 2:]) + F.cross_entropy(whole[:, :len(BACKGROUNDS)], target["background"])
             + 4 * F.mse_loss(whole[:, len(BACKGROUNDS):], target["look"]))
