@@ -107,8 +107,15 @@ def problems(path: Path) -> list[str]:
     return found + freshness(nb, path.stem)
 
 
+def is_draft(nb: dict) -> bool:
+    """Whether the notebook was never executed: it has no official run yet, and the index says so."""
+    return not any(c.get("execution_count") or c.get("outputs") for c in nb["cells"])
+
+
 def freshness(nb: dict, stem: str) -> list[str]:
     """Whether the outputs belong to the sources: executed, 1..n, and with the sources' own hash."""
+    if is_draft(nb):
+        return []
     codes = [c for c in nb["cells"] if c["cell_type"] == "code" and "".join(c["source"]).strip()]
     counts = [c.get("execution_count") for c in codes]
     if counts != list(range(1, len(codes) + 1)):

@@ -63,7 +63,7 @@ def index_table() -> str:
         seconds = r.get("timing", {}).get("seconds")
         judged = [c["verdict"] for c in r.get("claims", [])]
         share = f"{judged.count('supported')} of {len(judged)}" if judged else "-"
-        time = "-" if seconds is None else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+        time = "draft, no official run yet" if seconds is None else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
         rows.append(f"| {path.stem[:2]} | [{title(path)}](notebooks/{path.name}) | {cite} "
                     f"| {time} | {share} |")
     return "\n".join(rows)

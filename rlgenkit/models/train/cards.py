@@ -12,10 +12,11 @@ ABOUT = {
                     "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
-             "width 128) with its own two-layer T5 encoder.", "Counts and relations are often wrong, on purpose: "
-             "there is room to align. Knows only the caption grammar of sticker scenes."),
+             "width 128) with its own two-layer T5 encoder.", "Undertrained in this version (see the table): colors "
+             "and backgrounds are right, many kinds are not recognizable yet. Knows only the caption "
+             "grammar of sticker scenes."),
     "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
-                "width 128) for DDIM sampling.", "As the flow model; weaker on words and counts."),
+                "width 128) for DDIM sampling.", "Undertrained in this version, more than the flow model (see the table)."),
     "consistency": ("PixArtAlphaPipeline with LCMScheduler", "The epsilon model distilled to a few steps "
                     "(latent consistency distillation at a fixed guidance scale, built in).",
                     "Sample with guidance 1. Fewer details than its teacher."),
