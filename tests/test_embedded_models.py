@@ -100,7 +100,8 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, monkeypat
         for stop in stops:
             torch.manual_seed(0)
             module = nn.Linear(6, 6)
-            optimizers = common.optimizers_for(nn.ModuleDict({"attn": module}), 0.02, 1e-2, ("attn",))
+            tree = nn.ModuleDict({"blocks": nn.ModuleDict({"attn": module})})
+            optimizers = common.optimizers_for(tree, 0.02, 1e-2, ("blocks",))
 
             def loss_at(step: int):
                 if step >= stop:

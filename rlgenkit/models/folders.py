@@ -238,6 +238,13 @@ def _complete_config(vae: nn.Module) -> None:
         vae.register_to_config(block_out_channels=list(blocks), shift_factor=0.0)
 
 
+def _forget_origin(config: Path) -> None:
+    """Drop the path that a component was loaded from: it names one machine."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
 def write_components(
     name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype
 ) -> None:
@@ -258,6 +265,7 @@ def write_components(
                 _complete_config(module)
             with _quiet():
                 module.save_pretrained(folder / part, safe_serialization=True)
+            _forget_origin(folder / part / "config.json")
         else:
             value.save_pretrained(folder / part)
         library = type(value).__module__.split(".")[0]
