@@ -30,6 +30,8 @@ MAX_SPECKLES = 24
 BALANCE_RANGE = 20.0  # px of center-of-mass offset at which balance reaches 0
 HUE_RANGE = 12.0  # degrees of mean absolute hue error at harmony 0
 MARGIN = 2.0  # px between a sticker and the border
+GRID = 4  # px; sticker centers are multiples of it, so that a small model meets each shape in few positions
+SIZES = {1: (30, 34), 2: (23, 27), 3: (19, 21), 4: (17, 19)}  # px, by the number of stickers
 SPRITES = Path(__file__).resolve().parents[2] / "data" / "sprites" / "stickers.png"
 
 PALETTE = torch.tensor([(219, 48, 48), (252, 206, 33), (48, 158, 74),
@@ -94,12 +96,11 @@ def _holds(relation: str | None, first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _layout(rng: np.random.Generator, count: int, relation: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Centers [count, 2] and sizes [count] of stickers that do not overlap, by rejection."""
-    low, high = {1: (24, 34), 2: (20, 28), 3: (17, 22), 4: (16, 20)}[count]
+    """Centers [count, 2] on the grid and sizes [count] of stickers that do not overlap, by rejection."""
     while True:
-        sizes = rng.uniform(low, high, count)
+        sizes = rng.uniform(*SIZES[count], count)
         half = sizes[:, None] / 2 + MARGIN
-        centers = half + rng.random((count, 2)) * (SIZE - 2 * half)
+        centers = GRID * rng.integers(np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1, (count, 2))
         gaps = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + 1e3 * np.eye(count)
         if (gaps >= (sizes[:, None] + sizes[None]) / 2).all() and \
                 (count < 2 or _holds(relation, centers[0], centers[1])):
@@ -107,22 +108,23 @@ def _layout(rng: np.random.Generator, count: int, relation: str | None) -> tuple
 
 
 def _shift_to_balance(centers: np.ndarray, sizes: np.ndarray, balance: float) -> np.ndarray:
-    """Move the whole layout so that its balance approaches the asked value, within the canvas."""
+    """Move the whole layout by grid steps so that its balance approaches the asked value, within the canvas."""
     area = sizes ** 2
     offset = (centers * area[:, None]).sum(0) / area.sum() - SIZE / 2
     distance = np.linalg.norm(offset) + 1e-9
-    move = offset / distance * (BALANCE_RANGE * (1 - balance) - distance)
+    move = GRID * np.round(offset / distance * (BALANCE_RANGE * (1 - balance) - distance) / GRID)
     half = sizes[:, None] / 2 + MARGIN
-    return centers + np.clip(move, (half - centers).max(0), (SIZE - half - centers).min(0))
+    low, high = (half - centers).max(0), (SIZE - half - centers).min(0)
+    return centers + GRID * np.trunc(np.clip(move, low, high) / GRID)
 
 
 def _word_layout(rng: np.random.Generator, letters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centers and sizes of the letters of a word, on one line."""
-    size = rng.uniform(17, 19) if letters == 3 else rng.uniform(19, 25)
-    width = letters * size
-    left = rng.uniform(MARGIN, SIZE - MARGIN - width) + size / 2
-    y = rng.uniform(size / 2 + MARGIN, SIZE - size / 2 - MARGIN)
-    return np.stack([left + size * np.arange(letters), np.full(letters, y)], 1), np.full(letters, size)
+    """Centers on the grid and sizes of the letters of a word, on one line, 20 px apart."""
+    size = rng.uniform(25, 27) if letters == 1 else rng.uniform(18, 20)
+    half, pitch = size / 2 + MARGIN, 5 * GRID
+    low, high = np.ceil(half / GRID), np.floor((SIZE - half) / GRID)
+    left, y = GRID * rng.integers(low, (high - (letters - 1) * pitch / GRID + 1, high + 1))
+    return np.stack([left + pitch * np.arange(letters), np.full(letters, y)], 1), np.full(letters, size)
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator, look: np.ndarray | None = None) -> Scene:

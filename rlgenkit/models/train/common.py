@@ -25,10 +25,9 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
 
 def optimizers_for(module: nn.Module, muon_lr: float, adam_lr: float,
                    blocks: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon on the attention and feed-forward matrices of the named sub-modules, AdamW on the rest."""
+    """Muon on the matrices of the named sub-modules, AdamW on the rest."""
     named = list(module.named_parameters())
-    matrices = [p for n, p in named
-                if p.ndim == 2 and n.split(".")[0] in blocks and (".attn" in n or ".ff" in n)]
+    matrices = [p for n, p in named if p.ndim == 2 and n.split(".")[0] in blocks and min(p.shape) > 8]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
     return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
