@@ -36,7 +36,7 @@ def three_curves(
     if len(curves) > 1:
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
                       ncols=len(curves))
-    return Picture(figure, f"{len(metrics)} panels over {xlabel}s. " + " ".join(parts))
+    return Picture(figure, f"{len(metrics)} panels over {xlabel}. " + " ".join(parts))
 
 
 @styled
@@ -127,7 +127,9 @@ def heat_map(
 ) -> Picture:
     """Matrix [R, C] with its numbers written in.  signed: diverging scale around zero, + and -."""
     x = _array(values)
-    figure, axes = new_figure(width=1.6 + 0.55 * x.shape[1], height=0.9 + 0.33 * x.shape[0])
+    names = [_fold(column, 11) for column in columns]
+    cell = max(0.55, 0.085 * max(len(line) for name in names for line in name.split("\n")))
+    figure, axes = new_figure(width=1.6 + cell * x.shape[1], height=0.9 + 0.33 * x.shape[0])
     ax, limit = axes[0, 0], max(np.abs(x).max(), 1e-9)
     scale = {"cmap": "PuOr", "vmin": -limit, "vmax": limit} if signed else {"cmap": "cividis"}
     image = ax.imshow(x, aspect="auto", **scale)
@@ -136,12 +138,13 @@ def heat_map(
         dark = abs(v) > 0.6 * limit if signed else v < middle
         ax.text(j, i, f"{v:+.1f}" if signed else f"{v:.2g}", ha="center", va="center", fontsize=7,
                 color="white" if dark else "black")
-    ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)),
+    ax.set(xticks=range(len(columns)), xticklabels=names, yticks=range(len(rows)),
            yticklabels=rows, xlabel=xlabel, ylabel=ylabel)
     ax.grid(False)
     (i, j), (k, m) = (np.unravel_index(f(x), x.shape) for f in (np.argmax, np.argmin))
-    return Picture(figure, f"Matrix of {x.shape[0]} rows ({ylabel or 'rows'}) and {x.shape[1]} "
-                   f"columns ({xlabel or 'columns'}), mean {x.mean():.3g}; largest {x[i, j]:.3g} "
+    size = [f"{n} {word}" + (f" ({name})" if name else "")
+            for n, word, name in zip(x.shape, ("rows", "columns"), (ylabel, xlabel))]
+    return Picture(figure, f"Matrix of {size[0]} and {size[1]}, mean {x.mean():.3g}; largest {x[i, j]:.3g} "
                    f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, "
                    f"{columns[m]}.")
 
@@ -274,15 +277,22 @@ def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None) -> str:
 
 def _trend(y: np.ndarray, x: Sequence[Any]) -> str:
     """A curve [T] in words: rises, falls, stays, or turns at a peak or a low."""
-    first, last, span = y[0], y[-1], np.ptp(y)
+    span = np.ptp(y)
+    y = np.where(np.abs(y) < 1e-3 * span, 0.0, y)  # rounding errors read as zero
+    first, last = y[0], y[-1]
     if span <= 0.02 * max(np.abs(y).max(), 1e-9):
         return f"stays near {y.mean():.3g}"
     top, low = int(np.argmax(y)), int(np.argmin(y))
     for turn, verbs in ((top, ("rises", "peak", "falls")), (low, ("falls", "low", "rises"))):
         if min(abs(y[turn] - first), abs(y[turn] - last)) > 0.25 * span:
-            return (f"{verbs[0]} from {first:.3g} to a {verbs[1]} of {y[turn]:.3g} at {x[turn]}, "
+            return (f"{verbs[0]} from {first:.3g} to a {verbs[1]} of {y[turn]:.3g} at "
+                    f"{_short(x[turn])}, "
                     f"then {verbs[2]} to {last:.3g}")
     return f"{'rises' if last > first else 'falls'} from {first:.3g} to {last:.3g}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _tiles(axes: Any, pixels: np.ndarray, titles: Sequence[str]) -> None:

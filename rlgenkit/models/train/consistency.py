@@ -16,7 +16,7 @@ from .common import MODELS, at_step, fit
 from .epsilon import predict
 from .flow import BATCH, TOKENS, latent_bank
 
-STEPS, GUIDANCE, SKIP, GRID = 250, 2.5, 20, 50
+STEPS, GUIDANCE, SKIP, GRID = 500, 2.5, 20, 50
 SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3  # LCMScheduler's boundary constants; pseudo-Huber width
 
 

@@ -12,7 +12,7 @@ from .common import MODELS, at_step, fit, optimizers_for
 from .flow import (BATCH, DROPPED, HEADS, LAYERS, TOKENS, WIDTH, build_text_encoder, build_tokenizer,
                    latent_bank)
 
-STEPS = 4400
+STEPS = 4000
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023): no time step dominates the loss
 
 

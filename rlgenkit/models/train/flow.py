@@ -9,7 +9,7 @@ from ...worlds.scenes import render, sample_scenes
 from ..folders import write_components
 from .common import MODELS, WORK, at_step, fit, optimizers_for
 
-BATCH, STEPS, SCENES = 48, 4800, 24576
+BATCH, STEPS, SCENES = 48, 4200, 24576
 TOKENS, WIDTH, LAYERS, HEADS = 16, 128, 6, 4
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
