@@ -94,19 +94,19 @@ def test_dual_encoder_tells_captions_apart():
 
 def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "WORK", tmp_path)
-    target = torch.linspace(-1, 1, 6)
+    target = torch.linspace(-1, 1, 12)
 
     def train(name: str, stops: tuple[int, ...]) -> dict:
         for stop in stops:
             torch.manual_seed(0)
-            module = nn.Linear(6, 6)
+            module = nn.Linear(12, 12)
             tree = nn.ModuleDict({"blocks": nn.ModuleDict({"attn": module})})
             optimizers = common.optimizers_for(tree, 0.02, 1e-2, ("blocks",))
 
             def loss_at(step: int):
                 if step >= stop:
                     raise KeyboardInterrupt
-                noise = torch.randn(4, 6, generator=common.at_step(1, step))
+                noise = torch.randn(4, 12, generator=common.at_step(1, step))
                 return (module(noise) - target).square().mean()
 
             try:

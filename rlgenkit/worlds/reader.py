@@ -90,9 +90,15 @@ def load_reader(path: str | Path | None = None) -> Reader:
 
 
 def _peaks(heat: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and flat cell indices [B, MAX_READ] of the local maxima of a heat map [B, 1, G, G]."""
+    """Scores and flat cell indices [B, MAX_READ] of the local maxima of a heat map [B, 1, G, G].
+
+    A center on the border of cells splits its probability among up to four of them, so a peak's
+    score is the largest sum over the 2x2 windows that hold it, at most 1.
+    """
     best = F.max_pool2d(heat, 3, 1, 1)
-    return (heat * (heat == best)).flatten(1).topk(MAX_READ)
+    windows = 4 * F.avg_pool2d(F.pad(heat, (1, 1, 1, 1)), 2, 1)
+    around = F.max_pool2d(windows, 2, 1).clamp_max(1)
+    return (around * (heat == best)).flatten(1).topk(MAX_READ)
 
 
 def read(reader: Reader, images: Tensor) -> Reading:

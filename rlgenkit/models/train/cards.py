@@ -12,11 +12,12 @@ ABOUT = {
                     "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
-             "width 128) with its own two-layer T5 encoder.", "Undertrained in this version (see the table): colors "
-             "and backgrounds are right, many kinds are not recognizable yet. Knows only the caption "
-             "grammar of sticker scenes."),
+             "width 128) with its own two-layer T5 encoder.", "Things in their colors, words and backgrounds mostly "
+             "come out; exact counts seldom, two things in two colors or a stated relation rarely (see the table): "
+             "the loss was still falling when training ended. Knows only the caption grammar of sticker scenes."),
     "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
-                "width 128) for DDIM sampling.", "Undertrained in this version, more than the flow model (see the table)."),
+                "width 128) for DDIM sampling.", "The same limits as the flow model (see the table); its loss "
+                "was still falling, too."),
     "consistency": ("PixArtAlphaPipeline with LCMScheduler", "The epsilon model distilled to a few steps "
                     "(latent consistency distillation at a fixed guidance scale, built in).",
                     "Sample with guidance 1. Fewer details than its teacher."),

@@ -81,8 +81,8 @@ def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], s
         for i, o in enumerate(optimizers):
             _unflatten(o, {k[len(f"o{i}."):]: v for k, v in tensors.items() if k.startswith(f"o{i}.")})
         start, seconds = int(_progress(path)["step"]), _progress(path)["seconds"]
+    began = time.perf_counter()
     for step, loss in _descend(module, optimizers, rates, start, steps, loss_at):
-        began = time.perf_counter() if step == start else began
         rate = min(ema, (step + 1) / (step + 10))
         for k, v in module.state_dict().items():
             average[k].lerp_(v, 1 - rate) if v.is_floating_point() else average[k].copy_(v)

@@ -9,7 +9,6 @@ import copy
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..folders import write_components
 from .common import MODELS, at_step, fit

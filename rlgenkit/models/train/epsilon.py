@@ -5,7 +5,6 @@ Its text encoder is trained along with it; padding is masked, as the PixArt pipe
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..folders import write_components
 from .common import MODELS, at_step, fit, optimizers_for
