@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import committed
 from .inputs import checked_parameters, split_values
-from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, InputError, find, nearest
+from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, InputError, find
 
 LIMIT_S = {"quick": 600.0, "default": 3600.0, "full": 7 * 24 * 3600.0}
 # Raised by a notebook's first cells for bad input; the message is the sentence to show.

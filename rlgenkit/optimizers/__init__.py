@@ -1,4 +1,5 @@
-"""From scores to an update: advantages, losses, anchors, weighted regression, update rules."""
+"""From scores to an update: advantages, losses, anchors, weighted regression, games, update rules.
+"""
 
 from .advantages import (
     PromptTracker,
@@ -9,6 +10,16 @@ from .advantages import (
     standardize_then_sum,
 )
 from .ema import Ema
+from .games import (
+    antisymmetric,
+    both_orders,
+    duality_gap,
+    exploitability,
+    group_win_rates,
+    minimax_winner,
+    solve_game,
+    win_rates,
+)
 from .losses import (
     Clip,
     anchor_terms,
@@ -44,16 +55,22 @@ __all__ = [
     "Replay",
     "anchor_terms",
     "anchor_weights",
+    "antisymmetric",
     "batch_advantages",
     "best_and_worst",
     "best_of_group",
-    "grpo_loss",
+    "both_orders",
+    "duality_gap",
+    "exploitability",
     "group_advantages",
     "group_moments",
+    "group_win_rates",
+    "grpo_loss",
     "kl_k1",
     "kl_k2",
     "kl_k3",
     "make_optimizer",
+    "minimax_winner",
     "nft_decay",
     "nft_loss",
     "nft_optimality",
@@ -66,8 +83,10 @@ __all__ = [
     "reinforce_loss",
     "reinforce_terms",
     "rwr_weights",
+    "solve_game",
     "sparse_rwr_weights",
     "standardize_then_sum",
     "velocity_mse",
     "weighted_denoising_loss",
+    "win_rates",
 ]

@@ -1,6 +1,14 @@
 """From samples to scores: a reward is a plain callable `reward(batch: Batch) -> Scores`."""
 
 from .aesthetic import aesthetic_score, aesthetic_terms, aesthetic_truth
+from .agreement import (
+    bootstrap_over_items,
+    kendall,
+    leave_one_out_ceiling,
+    pairwise_accuracy,
+    pearson,
+    spearman,
+)
 from .batch import Batch, Reward, Scores, parsed, scored, texts, where_defined
 from .best_of import (
     best_of,
@@ -10,6 +18,16 @@ from .best_of import (
     in_units,
     pick_shares,
     press,
+)
+from .calibration import (
+    CalibrationTable,
+    binomial_loss,
+    calibration_table,
+    expected_calibration_error,
+    fit_feedback,
+    shift_prior,
+    undo_negative_sampling,
+    vote_auroc,
 )
 from .combine import (
     combined,
@@ -32,6 +50,26 @@ from .composition import (
 )
 from .diagnostic import EDITS, Pairs, blind_spots, make_pairs, pair_diagnostic
 from .diversity import diversity, mean_pairwise_distance
+from .pairwise import (
+    LinearFit,
+    Strength,
+    Treatment,
+    Verdicts,
+    Voters,
+    fit_by_evidence,
+    fit_linear_pairs,
+    fold_rows,
+    judge_pairs,
+    new_voters,
+    over_divisions,
+    pairwise_ce,
+    swapped,
+    train_voters,
+    treat,
+    unseen_verdicts,
+    verdicts,
+    vote,
+)
 from .pixels import (
     STATISTICS,
     brightness,
@@ -60,6 +98,15 @@ from .proxy import (
     rate,
     save_aesthetic_proxy,
     train_aesthetic_proxy,
+)
+from .sentences import (
+    LinearHead,
+    SentenceEncoder,
+    embed_opinpref,
+    embed_sentences,
+    load_sentence_encoder,
+    principal_axes,
+    sentence_reward,
 )
 from .similarity import (
     DualEncoder,

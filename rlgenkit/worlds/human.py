@@ -1,7 +1,7 @@
-"""Real people's ratings of generated images (GenEval), as small arrays.
+"""Real people's judgments as small arrays, one loader and one maker per pack in data/human.
 
-`python -m rlgenkit.worlds.human FOLDER` makes data/human/geneval from the annotation files of
-djghosh13/geneval (MIT); only ratings are kept, nothing that identifies a rater, task or time.
+`python -m rlgenkit.worlds.human [PACK] FOLDER` makes data/human/PACK (geneval unless named) from
+the files of its origin; only ratings are kept, nothing that identifies a rater, task or time.
 """
 
 import csv
@@ -98,6 +98,11 @@ def _number(text: str) -> float:
 
 def _checked(path: Path) -> str:
     """The file's text, if its bytes are those that data/manifest.json names."""
+    return checked_bytes(path).decode("utf-8")
+
+
+def checked_bytes(path: Path) -> bytes:
+    """The file's bytes, if they are those that data/manifest.json names (ValueError if not)."""
     if not path.is_file():
         raise ValueError(f"{path.name} is missing in {path.parent.name}; restore it with "
                          f"git checkout -- data/human")
@@ -109,8 +114,114 @@ def _checked(path: Path) -> str:
         if hashes and hashes[0] != hashlib.sha256(content).hexdigest():
             raise ValueError(f"{name} is not the file that data/manifest.json names; restore it "
                              f"with git checkout -- {name}")
-    return content.decode("utf-8")
+    return content
+
+
+CAPTIONS = DATA / "human" / "captions"
+CONTESTS = (514, 518, 519, 540)  # 540 has no adaptive votes
+VOTES = ("unfunny", "somewhat_funny", "funny")
+
+
+@dataclass(frozen=True)
+class CaptionVotes:
+    """One cartoon's N captions and the crowd's votes; texts can be crude, filter what you show.
+
+    votes [N, 3] counts in the order of VOTES under unbiased exposure (every caption equally
+    often); adaptive [N, 3] counts from a bandit that shows the funny ones more, or None.
+    """
+
+    contest: int
+    texts: tuple[str, ...]
+    votes: Tensor
+    adaptive: Tensor | None
+
+
+def load_captions(contest: int = 540, folder: str | Path = CAPTIONS) -> CaptionVotes:
+    """The committed votes of one contest of CONTESTS (New Yorker caption contest, CC BY 4.0)."""
+    folder = Path(folder)
+    if folder == CAPTIONS and contest not in CONTESTS:
+        raise ValueError(f"there is no contest {contest}; choose one of {CONTESTS}")
+    rows = list(csv.DictReader(io.StringIO(_checked(folder / f"{contest}.csv"), newline="")))
+    names = [*VOTES, *(f"adaptive_{name}" for name in VOTES)]
+    counts = _whole_numbers(rows, names, f"{contest}.csv")
+    if (counts[:, :3].sum(1) < 1).any():
+        raise ValueError(f"{contest}.csv has a caption without votes; leave such rows out")
+    adaptive = counts[:, 3:] if bool((counts[:, 3:] >= 0).all()) else None
+    return CaptionVotes(contest, tuple(r["caption"] for r in rows), counts[:, :3], adaptive)
+
+
+def make_captions(source: str | Path, folder: str | Path = CAPTIONS) -> None:
+    """Write one slim file per contest from *_summary_{RoundRobin,Random,LilUCB}.csv, in the order
+    of the texts (the origin's order is by rank, which would give the votes away)."""
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for contest in CONTESTS:
+        found = {}
+        for kind in ("RoundRobin", "Random", "LilUCB"):
+            path = source / f"{contest}_summary_{kind}.csv"
+            if path.is_file():
+                with open(path, newline="", encoding="utf-8") as file:
+                    found[kind] = {r["caption"]: [r[k] for k in VOTES] for r in csv.DictReader(file)}
+        fair = found.get("RoundRobin") or found["Random"]
+        rows = [(*votes, *found.get("LilUCB", {}).get(text, [""] * 3), text)
+                for text, votes in sorted(fair.items())]
+        header = (*VOTES, *(f"adaptive_{name}" for name in VOTES), "caption")
+        _write(folder / f"{contest}.csv", header, rows)
+    (folder / "LICENSE").write_bytes((source / "LICENSE.txt").read_bytes())
+
+
+VADER = DATA / "human" / "vader"
+BATCH = 30  # sentences that one person rated in one session
+
+
+def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
+    """(ratings [N, 30] in -4..4, batch Long[N]): N sessions, each one person's sentiment ratings
+    of 30 sentences from film reviews; the sessions of one batch rated the same sentences.
+
+    Source: Hutto and Gilbert 2014 (MIT). That a column is one person within a batch of 30 is not
+    in the origin's notes; it is seen in the data (residuals of neighbors correlate at 0.35 inside
+    a batch and at -0.05 across its edge).
+    """
+    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "sessions.csv"))))
+    try:
+        ratings = torch.tensor([[int(v) for v in r["ratings"].split()] for r in rows])
+        batch = torch.tensor([int(r["batch"]) for r in rows])
+    except (KeyError, ValueError, AttributeError) as error:
+        raise ValueError("sessions.csv needs the columns batch and ratings, the latter with "
+                         f"{BATCH} whole numbers") from error
+    if ratings.ndim != 2 or ratings.shape[1] != BATCH or ratings.abs().max() > 4:
+        raise ValueError(f"sessions.csv needs {BATCH} ratings between -4 and 4 in every row")
+    return ratings.float(), batch
+
+
+def make_vader(source: str | Path, folder: str | Path = VADER) -> None:
+    """Write sessions.csv from movieReviewSnippets_anonDataRatings.txt; the last, incomplete batch
+    of 15 sentences is left out."""
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = (source / "movieReviewSnippets_anonDataRatings.txt").read_text(encoding="utf-8-sig")
+    items = [json.loads(line.split("\t")[3]) for line in text.splitlines()]
+    rows = []
+    for batch in range(len(items) // BATCH):
+        block = items[batch * BATCH:(batch + 1) * BATCH]
+        rows += [(batch, " ".join(map(str, person))) for person in zip(*block, strict=True)]
+    _write(folder / "sessions.csv", ("batch", "ratings"), rows)
+    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
+
+
+def _whole_numbers(rows: list[dict], names: list[str], file: str) -> Tensor:
+    """Long [N, K] of the named columns, -1 where empty; ValueError names the file."""
+    if not rows or not {*names, "caption"} <= set(rows[0]):
+        raise ValueError(f"{file} needs rows and the columns {', '.join([*names, 'caption'])}")
+    try:
+        numbers = torch.tensor([[int(r[k]) if r[k] != "" else -1 for k in names] for r in rows])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} has a count that is no whole number: {error}") from error
+    if (numbers < -1).any():
+        raise ValueError(f"{file} has a negative count")
+    return numbers
 
 
 if __name__ == "__main__":
-    make_geneval(sys.argv[1])
+    pack, origin = (["geneval"] + sys.argv[1:])[-2:]
+    globals()[f"make_{pack}"](origin)

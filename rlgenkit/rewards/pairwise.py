@@ -1,0 +1,361 @@
+"""Learning from comparisons: pairwise cross-entropy, ensembles of reward models, strength by voting.
+
+Differences are always r(chosen) - r(rejected), where "chosen" is what the label says, right or
+wrong. Ensembles are batched: M models are trained at once and never see each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pairwise_ce(
+    delta: Tensor, target: Tensor | float = 1.0, margin: Tensor | float = 0.0,
+    smoothing: Tensor | float = 0.0,
+) -> Tensor:
+    """Cross-entropy per pair [..., B] of P(chosen wins) = sigmoid(delta - margin).
+
+    delta [..., B] score differences; target in [0,1] is the label itself: 1 = sure, 0.5 = tie,
+    between = share of raters (soft label); margin (score units, detached) asks for a lead before
+    the loss is content; smoothing in [0,0.5] is the believed chance that the label is wrong, it
+    turns a target t into (1 - a) t + a (1 - t). Arguments broadcast. Source: Bradley and Terry
+    1952; margin and smoothing after Wang et al. 2024 (2401.06080), section 2.
+    """
+    target, margin, smoothing = (torch.as_tensor(v, dtype=delta.dtype, device=delta.device).detach()
+                                 for v in (target, margin, smoothing))
+    if bool((target < 0).any() | (target > 1).any()):
+        raise ValueError("targets must lie in [0,1]: 1 = chosen preferred, 0.5 = tie.")
+    if bool((smoothing < 0).any() | (smoothing > 0.5).any()):
+        raise ValueError("smoothing must lie in [0,0.5]; flip a label that is more likely wrong.")
+    goal = (1 - smoothing) * target + smoothing * (1 - target)
+    gap = delta - margin
+    return -(goal * F.logsigmoid(gap) + (1 - goal) * F.logsigmoid(-gap))
+
+
+@dataclass(frozen=True)
+class Voters:
+    """M reward models of one shape: r(x) = w_out . tanh(x w_in + b_in), linear without w_in.
+
+    w_in [M,D,H] or None; b_in [M,1,H] or None; w_out [M,H] (linear: [M,D]).
+    """
+
+    w_in: Tensor | None
+    b_in: Tensor | None
+    w_out: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """[M, N] scores of features [N,D] or [M,N,D] (differentiable)."""
+        many = features.expand(len(self.w_out), *features.shape[-2:])
+        hidden = many if self.w_in is None else torch.tanh(many @ self.w_in + self.b_in)
+        return (hidden @ self.w_out[:, :, None])[..., 0]
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that are trained."""
+        return [w for w in (self.w_in, self.b_in, self.w_out) if w is not None]
+
+
+def new_voters(models: int, dims: int, hidden: int, generator: torch.Generator) -> Voters:
+    """M untrained voters on D features; hidden 0 = linear. float32, gradients on."""
+    if min(models, dims) < 1 or hidden < 0:
+        raise ValueError(f"voters need models, dims >= 1 and hidden >= 0, got {models}, {dims}, "
+                         f"{hidden}.")
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    if not hidden:
+        return Voters(None, None, torch.zeros(models, dims).requires_grad_())
+    return Voters((draw(models, dims, hidden) / dims**0.5).requires_grad_(),
+                  torch.zeros(models, 1, hidden).requires_grad_(),
+                  (draw(models, hidden) / hidden**0.5).requires_grad_())
+
+
+def train_voters(
+    voters: Voters, chosen: Tensor, rejected: Tensor, generator: torch.Generator, *,
+    epochs: int = 1, batch: int = 32, lr: float = 3e-3, weight_decay: float = 1e-4,
+    rows: Tensor | None = None, target: Tensor | float = 1.0, margin: Tensor | float = 0.0,
+    smoothing: Tensor | float = 0.0, after_epoch: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Train all voters at once, in place, each in its own order; mean loss [epochs].
+
+    chosen, rejected [N,D] or [M,N,D]; rows Long[M,K] names the pairs each voter may see (None =
+    all); target, margin, smoothing as in `pairwise_ce`, numbers, [N] or [M,N]. Adam acts on each
+    number alone, so an ensemble trained together equals models trained one by one.
+    after_epoch(k) is called after each epoch, to measure. Raises ValueError on shapes
+    that differ, no pairs, or numbers that are not finite.
+    """
+    models = len(voters.w_out)
+    chosen, rejected = (_wide(x, models) for x in (chosen, rejected))
+    if chosen.shape != rejected.shape or not chosen.shape[1] or not bool(
+            (torch.isfinite(chosen) & torch.isfinite(rejected)).all()):
+        raise ValueError(f"chosen and rejected need one shape [N,D] with N >= 1 and finite "
+                         f"numbers, got {list(chosen.shape)} and {list(rejected.shape)}.")
+    n = chosen.shape[1]
+    rows = torch.arange(n).expand(models, n) if rows is None else rows
+    marks = [torch.as_tensor(v, dtype=chosen.dtype).expand(models, n)
+             for v in (target, margin, smoothing)]
+    optimizer = torch.optim.AdamW(voters.parameters(), lr=lr, weight_decay=weight_decay)
+    owner, losses = torch.arange(models)[:, None], []
+    for _ in range(epochs):
+        order = rows.gather(1, torch.rand(rows.shape, generator=generator).argsort(1))
+        total = 0.0
+        for pick in order.split(batch, 1):
+            delta = (voters.scores(chosen[owner, pick]) - voters.scores(rejected[owner, pick]))
+            loss = pairwise_ce(delta, *(m[owner, pick] for m in marks)).mean(1)
+            optimizer.zero_grad()
+            loss.sum().backward()  # the sum keeps the gradient of each voter its own
+            optimizer.step()
+            total += float(loss.detach().mean()) * pick.shape[1] / rows.shape[1]
+        losses.append(total)
+        if after_epoch is not None:
+            after_epoch(len(losses))
+    return losses
+
+
+def _wide(features: Tensor, models: int) -> Tensor:
+    if features.ndim not in (2, 3):
+        raise ValueError(f"features must be [N,D] or [M,N,D], got {list(features.shape)}.")
+    return features.expand(models, *features.shape[-2:])
+
+
+def fit_linear_pairs(
+    differences: Tensor, targets: Tensor, precision: float = 1.0, weights: Tensor | None = None,
+    steps: int = 12,
+) -> Tensor:
+    """Weights float64 [..., D] of linear rewards fitted to pairs, many fits in one call.
+
+    differences [...,N,D] = chosen - rejected features; targets [...,N] in [0,1]; precision > 0 of
+    the Gaussian prior on each weight (in features of unit spread); weights [...,N] >= 0 of the
+    pairs, 0 leaves a pair out. Newton steps on sum_i w_i CE_i + precision/2 |w|^2, halved where
+    the loss would rise. One fit with precision = N ridge is `fit_bradley_terry`.
+    """
+    x, y = differences.double(), targets.double()
+    if precision <= 0 or x.ndim < 2 or y.shape != x.shape[:-1]:
+        raise ValueError(f"fit_linear_pairs needs differences [...,N,D], targets [...,N] and "
+                         f"precision > 0, got {list(x.shape)}, {list(y.shape)} and {precision}.")
+    share = torch.ones_like(y) if weights is None else weights.double().expand(y.shape)
+    w = x.new_zeros(*x.shape[:-2], x.shape[-1])
+    eye = precision * torch.eye(x.shape[-1], dtype=x.dtype)
+
+    def loss(w: Tensor) -> Tensor:
+        terms = share * pairwise_ce((x @ w[..., None])[..., 0], y)
+        return terms.sum(-1) + precision / 2 * w.square().sum(-1)
+
+    for _ in range(steps):
+        chance = torch.sigmoid((x @ w[..., None])[..., 0])
+        slope = ((share * (chance - y))[..., None] * x).sum(-2) + precision * w
+        curve = x.mT @ ((share * chance * (1 - chance))[..., None] * x) + eye
+        step = torch.linalg.solve(curve, slope)
+        now, size = loss(w), w.new_ones(w.shape[:-1])
+        for _ in range(8):
+            worse = loss(w - size[..., None] * step) > now + 1e-12 * now.abs()
+            if not bool(worse.any()):
+                break
+            size = torch.where(worse, size / 2, size)
+        w = w - size[..., None] * step
+        if float(step.abs().max()) < 1e-7:
+            break
+    return w
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """Linear rewards: weights [...,D], their standard errors std [...,D] (Laplace), and the
+    precision [...] of the prior that was chosen."""
+
+    weights: Tensor
+    std: Tensor
+    precision: Tensor
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Scores [...,N] of features [...,N,D]."""
+        return (features.double() @ self.weights[..., None])[..., 0]
+
+
+def fit_by_evidence(
+    differences: Tensor, targets: Tensor, precisions: Sequence[float] = (1, 3, 10, 30, 100, 300)
+) -> LinearFit:
+    """The linear reward under the prior that explains the labels best; many fits in one call.
+
+    As `fit_linear_pairs` for each precision; the one of largest Laplace evidence is kept, so that
+    no label is spent on choosing it: -loss + D/2 log(precision) - 1/2 log|H|.
+    Source: MacKay 1992, The evidence framework applied to classification networks, eq. 6.
+    """
+    x, y = differences.double(), targets.double()
+    eye = torch.eye(x.shape[-1], dtype=x.dtype)
+    rows = []
+    for precision in precisions:
+        w = fit_linear_pairs(x, y, precision, steps=8)
+        logits = (x @ w[..., None])[..., 0]
+        spread = torch.sigmoid(logits) * torch.sigmoid(-logits)
+        curve = x.mT @ (spread[..., None] * x) + precision * eye
+        loss = pairwise_ce(logits, y).sum(-1) + precision / 2 * w.square().sum(-1)
+        prior = x.shape[-1] / 2 * math.log(precision)
+        std = torch.linalg.inv(curve).diagonal(dim1=-2, dim2=-1).sqrt()
+        rows.append((prior - loss - torch.linalg.slogdet(curve).logabsdet / 2, w, std))
+    evidence, weights, stds = (torch.stack(column) for column in zip(*rows))
+    best = evidence.argmax(0)
+    pick = best[None, ..., None].expand(1, *weights.shape[1:])
+    return LinearFit(weights.gather(0, pick)[0], stds.gather(0, pick)[0],
+                     torch.tensor(precisions, dtype=x.dtype)[best])
+
+
+def unseen_verdicts(
+    differences: Tensor, targets: Tensor, divisions: Tensor, labels: int, tested: int
+) -> tuple[Tensor, Tensor]:
+    """(right [N], loss [N]) of each pair by linear rewards that never saw it; nan if never asked.
+
+    differences [N,D], targets [N] in [0,1]; divisions Long[S,N] are permutations of the pairs:
+    each reward learns from the first `labels` of a row and is asked about the last `tested`.
+    right is the share of right verdicts (ties one half), loss the mean cross-entropy, both over
+    the divisions, so that a bootstrap over the N pairs is one over people's choices.
+    """
+    pairs = divisions.shape[1]
+    if not (1 <= labels and 1 <= tested and labels + tested <= pairs):
+        raise ValueError(f"{labels} labels and {tested} tested pairs do not fit into {pairs}.")
+    train, test = divisions[:, :labels], divisions[:, pairs - tested:]
+    delta = fit_by_evidence(differences[train], targets[train]).scores(differences[test])
+    right = verdicts(delta, targets[test])
+    loss = pairwise_ce(delta, targets[test].double())
+    return over_divisions(right, test, pairs), over_divisions(loss, test, pairs)
+
+
+def verdicts(delta: Tensor, targets: Tensor, tie: float = 1e-9) -> Tensor:
+    """1.0 where the sign of delta [...] is that of the target (> 0.5), 0.0 where not; 0.5 where
+    |delta| < tie or the target is 0.5."""
+    said = torch.where(delta.abs() < tie, 0, delta.sign())
+    return (0.5 + 0.5 * said * (2 * targets - 1).sign()).double()
+
+
+def over_divisions(values: Tensor, test: Tensor, pairs: int) -> Tensor:
+    """Mean [pairs] of values [S,K] per pair named in test Long[S,K]; nan where none is named."""
+    times = torch.bincount(test.flatten(), minlength=pairs)
+    total = torch.zeros(pairs, dtype=torch.float64).index_add_(0, test.flatten(),
+                                                              values.double().flatten())
+    return total / times
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What voters think of each labeled pair: mean and std [N] of r(chosen) - r(rejected).
+
+    mean < 0: the voters contradict the label; near 0: they do not know; > 0: they agree.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+def vote(differences: Tensor, counted: Tensor | None = None) -> Strength:
+    """Preference strength from voters' differences [M,N] (Wang et al. 2024, section 2.1).
+
+    counted Bool[M,N]: which votes count, for out-of-fold voting those of voters that never saw
+    the pair. The std is that of the population, as in the paper. Raises ValueError where a pair
+    has no vote.
+    """
+    counted = torch.ones_like(differences, dtype=torch.bool) if counted is None else counted
+    if counted.shape != differences.shape or differences.ndim != 2:
+        raise ValueError(f"votes and counted must both be [M,N], got {list(differences.shape)} "
+                         f"and {list(counted.shape)}.")
+    voices = counted.sum(0)
+    if bool((voices == 0).any()):
+        raise ValueError(f"{int((voices == 0).sum())} pairs have no vote; use fewer folds or more "
+                         f"voters.")
+    mean = torch.where(counted, differences, 0).sum(0) / voices
+    spread = torch.where(counted, (differences - mean) ** 2, 0).sum(0) / voices
+    return Strength(mean, spread.sqrt())
+
+
+def fold_rows(
+    pairs: int, models: int, folds: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows Long[M,K] that each voter trains on, and Bool[M,N] of the pairs it never sees.
+
+    Each block of `folds` voters shares one random division of the pairs and leaves out one part
+    each, so that every pair is voted on by models / folds voters that do not know its label.
+    models must be a multiple of folds; K = N - ceil(N / folds) (longer parts lose no more pairs).
+    """
+    if folds < 2 or models % folds or pairs < folds:
+        raise ValueError(f"out-of-fold voting needs folds >= 2, models a multiple of folds and "
+                         f"pairs >= folds, got {folds}, {models} and {pairs}.")
+    left_out = torch.zeros(models, pairs, dtype=torch.bool)
+    for start in range(0, models, folds):
+        part = torch.randperm(pairs, generator=generator).argsort() % folds
+        left_out[start:start + folds] = part == torch.arange(folds)[:, None]
+    keep = pairs - int(left_out.sum(1).max())
+    shuffled = torch.rand(models, pairs, generator=generator).masked_fill(left_out, 2.0).argsort(1)
+    return shuffled[:, :keep], left_out
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How each pair enters the loss: flip Bool[N] (swap the two), margin [N], smoothing [N]."""
+
+    flip: Tensor
+    margin: Tensor
+    smoothing: Tensor
+
+
+def treat(
+    strength: Tensor, flip_share: float = 0.0, smoothing: float = 0.0, margin: bool = False
+) -> Treatment:
+    """Turn strength [N] into a treatment of the labels (Wang et al. 2024, section 2.2).
+
+    flip_share: the lowest share of the pairs is swapped where its strength is negative;
+    smoothing in [0,0.5]: applied where strength is negative and the label was not swapped;
+    margin: every pair's |strength| after flipping, 0 for a negative one that stays.
+    """
+    if not 0 <= flip_share <= 1:
+        raise ValueError(f"flip_share must lie in [0,1], got {flip_share}.")
+    rank = strength.argsort().argsort()
+    flip = (rank < round(flip_share * len(strength))) & (strength < 0)
+    own = torch.where(flip, -strength, strength)
+    soft = torch.where(own < 0, smoothing, 0.0)
+    return Treatment(flip, own.clamp_min(0) * float(margin), soft)
+
+
+def swapped(chosen: Tensor, rejected: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
+    """(chosen, rejected) [N,D] with the two exchanged where flip Bool[N]."""
+    return (torch.where(flip[:, None], rejected, chosen),
+            torch.where(flip[:, None], chosen, rejected))
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """A judge's answers on B pairs: probability [B] that the first is better; consistent Bool[B],
+    False where exchanging the two changed the winner; lean [B] toward whatever stands first."""
+
+    probability: Tensor
+    consistent: Tensor
+    lean: Tensor
+
+
+def judge_pairs(
+    judge: Callable[[list, list], Tensor], first: list, second: list, both_orders: bool = True
+) -> Verdicts:
+    """Ask a pairwise judge, in both orders unless told otherwise, and average.
+
+    judge(a, b) -> P(a is better) [B] in [0,1]. A judge that favors the first place by any amount
+    that does not depend on the pair comes out unbiased. With one order nothing is known about
+    consistency: `consistent` is all True and `lean` nan.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"pairs need two lists of one length >= 1, got {len(first)} and "
+                         f"{len(second)}.")
+    forward = _chances(judge(first, second), len(first))
+    if not both_orders:
+        return Verdicts(forward, torch.ones_like(forward, dtype=torch.bool),
+                        torch.full_like(forward, float("nan")))
+    backward = 1 - _chances(judge(second, first), len(first))
+    same = (forward - 0.5).sign() == (backward - 0.5).sign()
+    return Verdicts((forward + backward) / 2, same, (forward - backward) / 2)
+
+
+def _chances(answer: Tensor, count: int) -> Tensor:
+    answer = torch.as_tensor(answer, dtype=torch.float32)
+    if answer.shape != (count,) or not bool(((answer >= 0) & (answer <= 1)).all()):
+        raise ValueError(f"a pairwise judge must return {count} probabilities in [0,1].")
+    return answer

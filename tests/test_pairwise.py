@@ -1,0 +1,307 @@
+"""Pairwise losses, voters and sentence heads, each against an oracle."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rlgenkit import rewards as R
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def pairs(n=300, d=5, seed=0, dtype=torch.float64):
+    g = gen(seed)
+    true = torch.randn(d, generator=g, dtype=dtype)
+    x = torch.randn(n, d, generator=g, dtype=dtype)
+    return x, (torch.rand(n, generator=g) < torch.sigmoid(x @ true)).to(dtype), true
+
+
+# --- the loss ----------------------------------------------------------------------------------
+
+
+def test_pairwise_ce_by_hand():
+    delta = torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64)
+    torch.testing.assert_close(R.pairwise_ce(delta), torch.log1p(torch.exp(-delta)))
+    assert R.pairwise_ce(delta[:1]).item() == pytest.approx(math.log(2))
+    # A margin moves the curve to the right, smoothing mixes both answers.
+    torch.testing.assert_close(R.pairwise_ce(delta, margin=0.5), R.pairwise_ce(delta - 0.5))
+    mixed = 0.7 * R.pairwise_ce(delta) + 0.3 * R.pairwise_ce(-delta)
+    torch.testing.assert_close(R.pairwise_ce(delta, smoothing=0.3), mixed)
+    torch.testing.assert_close(R.pairwise_ce(delta, target=0.7), mixed)
+
+
+def test_the_minimum_lies_where_the_target_says():
+    for target, margin, alpha in ((0.8, 0.0, 0.0), (1.0, 0.0, 0.2), (0.5, 0.0, 0.0), (0.9, 1.5, 0.1)):
+        delta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        goal = (1 - alpha) * target + alpha * (1 - target)
+        best = torch.tensor([math.log(goal / (1 - goal)) + margin], dtype=torch.float64,
+                            requires_grad=True)
+        slope, = torch.autograd.grad(R.pairwise_ce(best, target, margin, alpha).sum(), best)
+        assert abs(slope.item()) < 1e-12
+        slope, = torch.autograd.grad(R.pairwise_ce(delta, target, margin, alpha).sum(), delta)
+        assert slope.item() * (0 - best.item()) >= 0
+
+
+def test_no_gradient_goes_into_margin_or_target():
+    delta, margin = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    R.pairwise_ce(delta, margin=margin).sum().backward()
+    assert margin.grad is None and delta.grad is not None
+
+
+def test_it_is_the_bradley_terry_loss():
+    first, second = torch.randn(2, 40, generator=gen())
+    votes = torch.rand(40, generator=gen(1))
+    torch.testing.assert_close(R.pairwise_ce(first - second, votes).mean(),
+                               R.bradley_terry_loss(first, second, votes))
+
+
+@pytest.mark.parametrize("named, what", [
+    ({"target": 1.2}, "targets"), ({"smoothing": 0.6}, "flip"), ({"smoothing": -0.1}, "smoothing")])
+def test_impossible_labels_are_refused(named, what):
+    with pytest.raises(ValueError, match=what):
+        R.pairwise_ce(torch.zeros(2), **named)
+
+
+# --- linear fits -------------------------------------------------------------------------------
+
+
+def test_batched_fits_equal_the_single_fit():
+    x, y, _ = pairs()
+    w = R.fit_linear_pairs(torch.stack([x, x[:, [1, 0, 2, 3, 4]]]), torch.stack([y, y]), 3.0)
+    alone = R.fit_bradley_terry(x, torch.zeros_like(x), y, ridge=3.0 / len(x))
+    torch.testing.assert_close(w[0], alone, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(w[1], alone[[1, 0, 2, 3, 4]], rtol=1e-6, atol=1e-8)
+    weighted = R.fit_linear_pairs(x, y, 3.0, weights=(torch.arange(300) < 100).double())
+    torch.testing.assert_close(weighted, R.fit_linear_pairs(x[:100], y[:100], 3.0))
+
+
+def test_separable_pairs_stay_finite():
+    x, _, true = pairs(20)
+    w = R.fit_linear_pairs(100 * x, (x @ true > 0).double(), 1e-3, steps=40)
+    assert w.isfinite().all() and bool((((x @ w) > 0) == (x @ true > 0)).all())
+
+
+def test_evidence_is_the_integral_in_one_dimension():
+    x, y, _ = pairs(30, 1, seed=3)
+    grid = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
+    fit = (-R.pairwise_ce(x * grid, y[:, None])).sum(0)
+    precisions = (0.1, 1.0, 10.0, 100.0)
+    exact = [torch.logsumexp(fit - p / 2 * grid**2 + math.log(p) / 2, 0) for p in precisions]
+    fit = R.fit_by_evidence(x, y, precisions)
+    assert float(fit.precision) == pytest.approx(precisions[int(torch.stack(exact).argmax())])
+
+
+def test_standard_errors_are_those_of_repeated_samples():
+    g, true = gen(2), torch.tensor([0.7, -0.4], dtype=torch.float64)
+    x = torch.randn(60, 400, 2, generator=g, dtype=torch.float64)
+    y = (torch.rand(60, 400, generator=g) < torch.sigmoid(x @ true)).double()
+    fit = R.fit_by_evidence(x, y, (0.01,))
+    torch.testing.assert_close(fit.weights.std(0), fit.std.mean(0), rtol=0.35, atol=0)
+
+
+def test_unseen_verdicts_by_hand():
+    x, y, _ = pairs(30, 2)
+    divisions = torch.stack([torch.arange(30), torch.arange(30).flip(0)])
+    right, loss = R.unseen_verdicts(x, y, divisions, 20, 5)
+    assert right[5:25].isnan().all() and not right[25:].isnan().any()
+    fit = R.fit_by_evidence(x[:20], y[:20])
+    delta = fit.scores(x[25:])
+    torch.testing.assert_close(right[25:], ((delta > 0) == (y[25:] > 0.5)).double())
+    torch.testing.assert_close(loss[25:], R.pairwise_ce(delta, y[25:]))
+    ties = R.verdicts(torch.tensor([0.0, 1.0, -1.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 0.5]))
+    assert ties.tolist() == [0.5, 1.0, 0.0, 0.5]
+    mean = R.over_divisions(torch.tensor([[1.0], [0.0]]), torch.tensor([[1], [1]]), 3)
+    assert mean[1] == 0.5 and mean[[0, 2]].isnan().all()
+
+
+def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
+    x, y, true = pairs(200, 10, seed=5)
+    coin = (torch.rand(200, generator=gen(9)) < 0.5).double()
+    weak, strong = (R.fit_by_evidence(x, t).precision for t in ((x @ (3 * true) > 0).double(), coin))
+    assert weak < strong
+
+
+@pytest.mark.parametrize("call", [
+    lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(4)),
+    lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(3), precision=0.0),
+    lambda: R.new_voters(0, 3, 4, gen()),
+    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(0, 3), torch.zeros(0, 3), gen()),
+    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(4, 3),
+                           torch.full((4, 3), float("nan")), gen()),
+    lambda: R.vote(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)),
+    lambda: R.vote(torch.zeros(3)),
+    lambda: R.unseen_verdicts(torch.zeros(9, 2), torch.ones(9), torch.arange(9)[None], 8, 2),
+    lambda: R.fold_rows(10, 5, 2, gen()),
+    lambda: R.treat(torch.zeros(3), flip_share=1.5),
+    lambda: R.judge_pairs(lambda a, b: torch.zeros(1), [], []),
+    lambda: R.judge_pairs(lambda a, b: torch.tensor([2.0]), ["a"], ["b"]),
+    lambda: R.embed_sentences(None, []),
+    lambda: R.principal_axes(torch.zeros(10, 4), 3),
+    lambda: R.principal_axes(torch.zeros(3, 4), 3),
+    lambda: R.load_sentence_encoder("./nowhere"),
+])
+def test_bad_input_is_one_sentence(call):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+# --- voters ------------------------------------------------------------------------------------
+
+
+def test_an_ensemble_equals_models_trained_alone():
+    x, y, _ = pairs(24, 3, dtype=torch.float32)
+    chosen, rejected = x.clone(), torch.zeros_like(x)
+    both = R.new_voters(2, 3, 4, gen(1))
+    alone = R.Voters(*(w.detach()[1:].clone().requires_grad_() for w in both.parameters()))
+    for voters in (both, alone):  # one batch: the order does not matter
+        R.train_voters(voters, chosen, rejected, gen(2), epochs=3, batch=24)
+    torch.testing.assert_close(both.scores(x)[1:], alone.scores(x))
+    assert not torch.allclose(both.scores(x)[0], alone.scores(x)[0])
+
+
+def test_voters_learn_and_report_a_falling_loss():
+    x, _, true = pairs(512, 4, dtype=torch.float32)
+    chosen = torch.where((x @ true > 0)[:, None], x, -x) / 2
+    voters = R.new_voters(3, 4, 0, gen(1))
+    losses = R.train_voters(voters, chosen, -chosen, gen(), epochs=8, lr=0.05)
+    assert losses[0] < math.log(2) + 0.05 and losses[-1] < 0.6 * losses[0]
+    gap = voters.scores(chosen) - voters.scores(-chosen)
+    assert (gap > 0).float().mean() > 0.95
+
+
+def test_rows_leave_pairs_out():
+    x, _, true = pairs(64, 3, dtype=torch.float32)
+    x[:32] = float(0)  # what a voter sees is silent, what it does not see would teach
+    voters = R.new_voters(1, 3, 0, gen())
+    R.train_voters(voters, x, -x, gen(), epochs=2, rows=torch.arange(32)[None])
+    assert voters.w_out.abs().max() == 0
+
+
+def test_vote_by_hand():
+    strength = R.vote(torch.tensor([[1.0, -1.0], [3.0, -2.0], [2.0, 9.0]]))
+    torch.testing.assert_close(strength.mean, torch.tensor([2.0, 2.0]))
+    torch.testing.assert_close(strength.std, torch.tensor([(2 / 3) ** 0.5, (74 / 3) ** 0.5]))
+    counted = torch.tensor([[True, True], [True, True], [True, False]])
+    assert R.vote(torch.tensor([[1.0, -1.0], [3.0, -2.0], [2.0, 9.0]]), counted).mean[1] == -1.5
+
+
+def test_folds_cover_every_pair_equally_and_nobody_votes_on_what_it_learned():
+    rows, left_out = R.fold_rows(47, 10, 5, gen())
+    assert left_out.sum(0).tolist() == [2] * 47
+    for own, out in zip(rows, left_out):
+        assert len(set(own.tolist())) == rows.shape[1] and not out[own].any()
+
+
+def test_out_of_fold_votes_find_flips_that_long_training_hides():
+    x, _, true = pairs(300, 20, dtype=torch.float32)
+    flipped = torch.rand(300, generator=gen(4)) < 0.25
+    x = torch.where(((x @ true > 0) ^ flipped)[:, None], x, -x) / 2
+    rows, left_out = R.fold_rows(300, 4, 2, gen())
+    seen, unseen = (R.new_voters(4, 20, 32, gen(1)) for _ in range(2))
+    R.train_voters(seen, x, -x, gen(), epochs=25, lr=0.03, batch=64)
+    R.train_voters(unseen, x, -x, gen(), epochs=25, lr=0.03, batch=64, rows=rows)
+    gaps = [(v.scores(x) - v.scores(-x)).detach() for v in (seen, unseen)]
+    inside, outside = R.vote(gaps[0]).mean, R.vote(gaps[1], left_out).mean
+
+    def auc(score):
+        return float((score[flipped][:, None] < score[~flipped][None]).float().mean())
+
+    assert auc(outside) > auc(inside) + 0.03
+
+
+def test_treatment_flips_only_negative_strength():
+    strength = torch.tensor([-2.0, -1.0, 0.5, 3.0])
+    found = R.treat(strength, flip_share=0.25, smoothing=0.3, margin=True)
+    assert found.flip.tolist() == [True, False, False, False]
+    torch.testing.assert_close(found.margin, torch.tensor([2.0, 0.0, 0.5, 3.0]))
+    torch.testing.assert_close(found.smoothing, torch.tensor([0.0, 0.3, 0.0, 0.0]))
+    assert R.treat(strength, flip_share=1.0).flip.tolist() == [True, True, False, False]
+    a, b = R.swapped(torch.arange(4.0)[:, None], torch.zeros(4, 1), found.flip)
+    assert a[:, 0].tolist() == [0, 1, 2, 3] and b[:, 0].tolist() == [0, 0, 0, 0]
+    a, b = R.swapped(torch.ones(4, 1), torch.zeros(4, 1), found.flip)
+    assert a[:, 0].tolist() == [0, 1, 1, 1] and b[:, 0].tolist() == [1, 0, 0, 0]
+
+
+# --- a judge is asked both ways ----------------------------------------------------------------
+
+
+def test_both_orders_remove_a_place_bias():
+    quality = {"good": 0.3, "bad": 0.0, "same": 0.3}
+
+    def judge(a, b):  # favors whatever stands first by 0.2
+        return torch.tensor([0.5 + 0.2 + quality[p] - quality[q] for p, q in zip(a, b)])
+
+    first, second = ["bad", "good", "same"], ["good", "bad", "good"]
+    found = R.judge_pairs(judge, first, second)
+    torch.testing.assert_close(found.probability, torch.tensor([0.2, 0.8, 0.5]))
+    torch.testing.assert_close(found.lean, torch.full((3,), 0.2))
+    assert found.consistent.tolist() == [True, True, False]
+    once = R.judge_pairs(judge, first, second, both_orders=False)
+    torch.testing.assert_close(once.probability, torch.tensor([0.4, 1.0, 0.7]))
+    assert once.lean.isnan().all()
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random BERT of one layer in an ordinary folder, as a user's own encoder would be."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "cable", "works", "."]
+    tokenizer = BertTokenizer(vocab={w: i for i, w in enumerate(words)})
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1,
+                        num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return R.load_sentence_encoder(folder)
+
+
+def test_embeddings_do_not_depend_on_the_batch(tiny):
+    texts = ["good cable", "bad", "cable works . good good cable", "bad"]
+    one = torch.stack([R.embed_sentences(tiny, [t])[0] for t in texts])
+    tiny.cache.clear()
+    torch.testing.assert_close(R.embed_sentences(tiny, texts), one, atol=2e-3, rtol=0)
+    torch.testing.assert_close(one.norm(dim=1), torch.ones(4), atol=2e-3, rtol=0)
+    hidden, mask = torch.randn(1, 3, 2), torch.tensor([[1, 1, 0]])
+    from rlgenkit.rewards.sentences import _mean_of_tokens
+    torch.testing.assert_close(_mean_of_tokens(hidden, mask), hidden[:, :2].mean(1))
+
+
+def test_a_text_is_encoded_once_and_kept_on_disk(tiny, tmp_path, monkeypatch):
+    from rlgenkit.rewards import sentences
+
+    asked = []
+    real = sentences._encode
+    monkeypatch.setattr(sentences, "_encode", lambda e, part: asked.extend(part) or real(e, part))
+    tiny.cache.clear()
+    first = R.embed_sentences(tiny, ["good", "bad", "good"], folder=tmp_path)
+    assert sorted(asked) == ["bad", "good"]
+    tiny.cache.clear()
+    again = R.embed_sentences(tiny, ["bad", "good", "good"], folder=tmp_path)
+    assert sorted(asked) == ["bad", "good"]
+    torch.testing.assert_close(again, first[[1, 0, 2]], rtol=0, atol=0)
+
+
+def test_a_head_on_principal_axes_is_linear_and_centered(tiny):
+    x = torch.randn(50, 6, generator=gen()) * torch.tensor([9.0, 5.0, 1.0, 1.0, 1.0, 1.0])
+    center, basis = R.principal_axes(x, 2)
+    scores = (x.double() - center) @ basis
+    torch.testing.assert_close(scores.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert scores.square().mean() == pytest.approx(1.0)
+    assert abs(F.normalize(basis[:, 0], dim=0)[0]) > 0.9
+    weights = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    head = R.LinearHead(center, basis, weights)
+    torch.testing.assert_close(head(x), scores @ weights)
+    flat = R.embed_sentences(tiny, ["good", "bad", "cable", "works good"])
+    head = R.LinearHead(*R.principal_axes(flat, 2), weights)
+    reward = R.sentence_reward(tiny, head)
+    torch.testing.assert_close(reward(["bad", "good"]).values, head(flat[[1, 0]]).float())
