@@ -19,6 +19,9 @@ CASES = {
     "02_flow_grpo": ("StableDiffusion3Pipeline", {
         "iterations": 2, "groups": 2, "group_size": 4, "n_seeds": 1, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),
+    "11_spo": ("StableDiffusion3Pipeline", {
+        "n_seeds": 1, "updates": 20, "control": 3, "pool": 2, "image_updates": 1, "group": 4,
+        "sde": 2}, None),
 }  # fmt: skip
 
 

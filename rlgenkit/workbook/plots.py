@@ -127,7 +127,7 @@ def heat_map(
 ) -> Picture:
     """Matrix [R, C] with its numbers written in.  signed: diverging scale around zero, + and -."""
     x = _array(values)
-    names = [_fold(column, 11) for column in columns]
+    names = [_fold(str(column), 11) for column in columns]
     cell = max(0.55, 0.085 * max(len(line) for name in names for line in name.split("\n")))
     figure, axes = new_figure(width=1.6 + cell * x.shape[1], height=0.9 + 0.33 * x.shape[0])
     ax, limit = axes[0, 0], max(np.abs(x).max(), 1e-9)
