@@ -14,13 +14,13 @@ from tests.tiny_pipelines import save_pipeline
 # notebook -> pipeline class, settings made small, wheel that the full profile needs
 CASES = {
     "01_ddpo": ("StableDiffusionPipeline", {
-        "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8, "n_seeds": 1,
+        "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
         "denoising_steps": 3, "trained_steps": 2, "round": 1, "looks": 8, "short": 1}, None),
     "02_flow_grpo": ("StableDiffusion3Pipeline", {
-        "iterations": 2, "groups": 2, "group_size": 4, "n_seeds": 1, "sde_steps": 4, "ode_steps": 2,
+        "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),
     "11_spo": ("StableDiffusion3Pipeline", {
-        "n_seeds": 1, "updates": 20, "control": 3, "pool": 2, "image_updates": 1, "group": 4,
+        "updates": 20, "control": 3, "pool": 2, "image_updates": 1, "group": 4,
         "sde": 2}, None),
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ def test_full_profile_runs_on_a_tiny_pipeline(name, tmp_path):
         pytest.skip(f"the full profile of {name} needs the wheel {wheel}")
     save_pipeline(pipeline, tmp_path / "model")
     path = shrunk(name, changes | {"model": str(tmp_path / "model")}, tmp_path / f"{name}.ipynb")
-    parameters = {"profile": "full", "device": "cpu"}
+    parameters = {"profile": "full", "device": "cpu", "n_seeds": 1}
     done = run.execute(path, parameters, tmp_path / "run", 180 * runner.busy(), quiet=True,
                        env=runner.offline())
     log = tmp_path / "run" / "run.log"
