@@ -98,10 +98,8 @@ def check(names: list[str]) -> int:
     from rlgenkit.commands import committed, lint, report
 
     rows = []
-    for path in [find(n) for n in names] or series():
-        found = lint.lint(path)
-        if path != TEMPLATE:  # a source without outputs, never committed executed
-            found += committed.problems(path)
+    for path in [find(n) for n in names] or [*series(), TEMPLATE]:
+        found = lint.lint(path) + committed.problems(path)
         rows += [f"{path.name}: {text}" for text in found]
     if not names:
         rows += [f"{page}: out of date, run python -m rlgenkit report" for page in report.report(True)]

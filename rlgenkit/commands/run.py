@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import committed
 from .inputs import checked_parameters, split_values
-from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, InputError, find
+from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, TEMPLATE, InputError, find
 
 LIMIT_S = {"quick": 600.0, "default": 3600.0, "full": 7 * 24 * 3600.0}
 # Raised by a notebook's first cells for bad input; the message is the sentence to show.
@@ -191,12 +191,13 @@ def publish(notebook: Path, done: Outcome) -> None:
     executed["metadata"]["rlgenkit"] = {"source_hash": digest, "profile": "default"}
     notebook.write_text(committed.text_of(committed.normalize(executed)), encoding="utf-8")
     results = done.results()
-    if results is not None:
+    if results is not None and notebook != TEMPLATE:  # the template shows a run, it claims nothing
         results["timing"] = {"seconds": round(done.seconds), "hardware": hardware()}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"committed form: {_shown(notebook)}, {_shown(target)}")
+        print(f"results: {_shown(target)}")
+    print(f"committed form: {_shown(notebook)}")
 
 
 def sweep(name: str, axes: list[str], profile: str | None, jobs: int, limit_s: float | None) -> int:
