@@ -426,3 +426,12 @@ def test_labels_fall_back_to_the_annotator():
     assert labels.values().tolist() == [1, 1, 1] and np.isnan(labels.agreement())
     labels.clicked.update({0: 1.0, 2: 0.0})
     assert labels.values().tolist() == [1, 1, 0] and labels.agreement() == 0.5
+
+
+def test_matrix_labels_may_be_numbers_and_rounding_errors_read_as_zero():
+    from rlgenkit.workbook import plots
+
+    picture = plots.heat_map(np.array([[1.0, 2.0], [3.0, 4.0]]), ["a", "b"], [999, 832], "time t")
+    assert "2 rows and 2 columns (time t)" in picture.alt and "at b, 832" in picture.alt
+    curve = plots.lines({"truth": np.array([-2.2e-8, 0.5, 1.0])}, "KL", "score")
+    assert "truth rises from 0 to 1" in curve.alt
