@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 
@@ -178,14 +179,19 @@ def train(run, kill_at=None):
     return [*net.state_dict().values(), *ema, torch.tensor(state["best"]["reward"]), *draws]
 
 
+def train_until_killed(folder):
+    torch.manual_seed(0)
+    train(started(folder), ("a/seed1", 5))
+
+
 def test_killed_run_resumes_to_the_same_bits(tmp_path):
     torch.manual_seed(0)
     whole = train(started(tmp_path / "whole"))
-    child = os.fork()
-    if child == 0:
-        torch.manual_seed(0)
-        train(started(tmp_path / "cut"), ("a/seed1", 5))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    # A fresh process, not a fork: a fork inherits locks of torch's threads and can wait forever.
+    child = multiprocessing.get_context("spawn").Process(target=train_until_killed, args=(tmp_path / "cut",))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 9 + 6  # the line of the killed step is there, its checkpoint is not
     torch.manual_seed(99)  # a resumed process starts with another global generator
