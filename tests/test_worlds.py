@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rlgenkit.worlds import looks
-from rlgenkit.worlds.scenes import hue_errors
+from rlgenkit.worlds.scenes import BALANCE_RANGE, GRID, hue_errors
 from rlgenkit.worlds import (COLORS, KINDS, LOOKS, SHAPES, WORDS, Group, Reading, Scene, Sticker,
                              balance_of, caption, check, cyclic_probability, edit_distance, parse,
                              prefer, preference_probability, rate, render, sample_prompts,
@@ -119,7 +119,7 @@ def test_balance_is_met_when_the_canvas_allows_it():
     for target in (0.3, 1.0):
         looks = torch.full((50, 5), target)
         balances = torch.tensor([s.look[3] for s in sample_scenes(prompts, generator(6), looks)])
-        assert (balances - target).abs().median() < 0.1  # half a grid step of 4 px, in units of 20 px
+        assert (balances - target).abs().median() <= GRID / 2 / BALANCE_RANGE  # half a grid step
 
 
 def reading(stickers: list[tuple[str, str, float, float]], background: int = 0) -> Reading:

@@ -30,8 +30,9 @@ MAX_SPECKLES = 24
 BALANCE_RANGE = 20.0  # px of center-of-mass offset at which balance reaches 0
 HUE_RANGE = 12.0  # degrees of mean absolute hue error at harmony 0
 MARGIN = 2.0  # px between a sticker and the border
-GRID = 4  # px; sticker centers are multiples of it, so that a small model meets each shape in few positions
-SIZES = {1: (30, 34), 2: (23, 27), 3: (19, 21), 4: (17, 19)}  # px, by the number of stickers
+GRID = 8  # px; sticker centers are multiples of it: one latent cell, so a shape looks the same wherever it stands
+SIZES = {1: 28.0, 2: 24.0, 3: 20.0, 4: 18.0}  # px, by the number of stickers
+LETTER, DIGIT, PITCH = 19.0, 26.0, 20  # px: size of a letter of a word and of a lone digit, distance of letters
 SPRITES = Path(__file__).resolve().parents[2] / "data" / "sprites" / "stickers.png"
 
 PALETTE = torch.tensor([(219, 48, 48), (252, 206, 33), (48, 158, 74),
@@ -98,7 +99,7 @@ def _holds(relation: str | None, first: np.ndarray, second: np.ndarray) -> bool:
 def _layout(rng: np.random.Generator, count: int, relation: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Centers [count, 2] on the grid and sizes [count] of stickers that do not overlap, by rejection."""
     while True:
-        sizes = rng.uniform(*SIZES[count], count)
+        sizes = np.full(count, SIZES[count])
         half = sizes[:, None] / 2 + MARGIN
         centers = GRID * rng.integers(np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1, (count, 2))
         gaps = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + 1e3 * np.eye(count)
@@ -119,12 +120,14 @@ def _shift_to_balance(centers: np.ndarray, sizes: np.ndarray, balance: float) ->
 
 
 def _word_layout(rng: np.random.Generator, letters: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centers on the grid and sizes of the letters of a word, on one line, 20 px apart."""
-    size = rng.uniform(25, 27) if letters == 1 else rng.uniform(18, 20)
-    half, pitch = size / 2 + MARGIN, 5 * GRID
-    low, high = np.ceil(half / GRID), np.floor((SIZE - half) / GRID)
-    left, y = GRID * rng.integers(low, (high - (letters - 1) * pitch / GRID + 1, high + 1))
-    return np.stack([left + pitch * np.arange(letters), np.full(letters, y)], 1), np.full(letters, size)
+    """Centers and sizes of the letters of a word on one line; only three letters at most find room."""
+    size = DIGIT if letters == 1 else LETTER
+    half, step = size / 2 + MARGIN, GRID // 2  # half a step off the grid across, where three letters fit
+    lefts = np.arange(step, SIZE, GRID)
+    lefts = lefts[(lefts >= half) & (lefts + (letters - 1) * PITCH <= SIZE - half)]
+    y = GRID * rng.integers(np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1)
+    left = rng.choice(lefts)
+    return np.stack([left + PITCH * np.arange(letters), np.full(letters, y)], 1), np.full(letters, size)
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator, look: np.ndarray | None = None) -> Scene:

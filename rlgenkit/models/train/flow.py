@@ -9,8 +9,9 @@ from ...worlds.scenes import render, sample_scenes
 from ..folders import write_components
 from .common import MODELS, WORK, at_step, fit, optimizers_for
 
-BATCH, STEPS, SCENES = 48, 4200, 24576
+BATCH, STEPS, SCENES = 48, 10000, 49152
 TOKENS, WIDTH, LAYERS, HEADS = 16, 128, 6, 4
+MIX = {"single": 6, "counting": 14, "binding": 12, "relation": 22, "word": 10}  # of 64 scenes; relations are hardest
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
 
@@ -69,14 +70,15 @@ def latent_bank(vae, tokenizer, scenes: int = SCENES) -> tuple[Tensor, Tensor]:
     """Standardized latents [N, 8, 8, 8] and token ids [N, 16] of training scenes, cached in build/models."""
     from safetensors.torch import load_file, save_file
 
-    path = WORK / f"latents-{scenes}.safetensors"
+    path = WORK / f"latents-{scenes}-{sum(MIX.values())}.safetensors"
     if not path.exists():
         mean, std = (torch.tensor(v)[None, :, None, None] for v in
                      (vae.config.latents_mean, vae.config.latents_std))
         latents, ids = [], []
-        for step in range(scenes // 64):
+        for step in range(scenes // sum(MIX.values())):
             generator = at_step(31, step)
-            prompts = sample_prompts(64, generator=generator)
+            prompts = [x for category, n in MIX.items()
+                       for x in sample_prompts(n, category=category, generator=generator)]
             with torch.no_grad():
                 images = render(sample_scenes(prompts, generator))
                 latents.append(((vae.encode(images * 2 - 1).latent - mean) / std).half())
