@@ -1,27 +1,83 @@
-"""The cells of the full profile, run on tiny random pipelines of the class that the profile names."""
+"""The cells of the full profile, run on tiny random models of the class that the profile names."""
 
 import ast
 import importlib.util
+import json
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from ci import series as runner
 from rlgenkit.commands import run
 from rlgenkit.commands.places import ROOT, find
-from tests.tiny_pipelines import save_pipeline
+from rlgenkit.worlds import gridworld as grid
+from tests.tiny_pipelines import save_language_model, save_pipeline
 
-# notebook -> pipeline class, settings made small, wheel that the full profile needs
+
+def pipeline(name: str):
+    """Maker of a parameter `model`: a folder with a tiny pipeline of this class."""
+    def make(folder):
+        save_pipeline(name, folder / "model")
+        return {"model": str(folder / "model")}
+    return make
+
+
+def encoder(kind: str, **parameters):
+    """Maker of a parameter `encoder`: a folder with a tiny language model of this type."""
+    def make(folder):
+        save_language_model(kind, folder / "encoder")
+        return {"encoder": str(folder / "encoder"), **parameters}
+    return make
+
+
+def own_pairs(folder):
+    """A language model and a file of 60 preference pairs, the longer text chosen."""
+    words = "the cable works well and I would buy it again".split()
+    rows = [{"chosen": f"{words[k % 10]} {k} " + " ".join(words[:2 + k % 8]),
+             "rejected": f"{words[-1 - k % 10]} {k}"} for k in range(60)]
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return encoder("llama", pairs_file=str(path))(folder)
+
+
+def people(folder):
+    """Labels in the format of the authors' arrays: 80 pairs of walks with both answers."""
+    draw = torch.Generator().manual_seed(0)
+    board, walks = grid.delivery_board(), []
+    for _ in range(2):
+        found = grid.sample_segments(board, 80, 3, draw)
+        live = board.starts[found.states[:, :-1], None]
+        begin = torch.stack([found.states[:, 0] // 10, found.states[:, 0] % 10], 1)
+        walks.append(torch.cat([begin[:, None], torch.tensor(grid.MOVES)[found.actions] * live], 1))
+    for name, array in (("segment_pairs", torch.stack(walks, 1)), ("Y", torch.arange(80) % 2)):
+        np.save(folder / f"Privileged-Control_full_filtered_{name}.npy", array.numpy())
+    return {"human_labels": str(folder)}
+
+
+# notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
-    "01_ddpo": ("StableDiffusionPipeline", {
+    "01_ddpo": (pipeline("StableDiffusionPipeline"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
         "denoising_steps": 3, "trained_steps": 2, "round": 1, "looks": 8, "short": 1}, None),
-    "02_flow_grpo": ("StableDiffusion3Pipeline", {
+    "02_flow_grpo": (pipeline("StableDiffusion3Pipeline"), {
         "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),
-    "11_spo": ("StableDiffusion3Pipeline", {
+    "10_regret_preferences": (people, {
+        "labels": 64, "boards": 2, "steps": 20, "pairs": 100}, None),
+    "11_spo": (pipeline("StableDiffusion3Pipeline"), {
         "updates": 20, "control": 3, "pool": 2, "image_updates": 1, "group": 4,
         "sde": 2}, None),
+    "12_secrets_rm": (own_pairs, {
+        "pairs": 200, "voters": 5, "epochs": 2, "hidden": 16, "steps": 5}, None),
+    "15_opinpref": (encoder("mpnet", axes=8), {
+        "splits": 2, "steps": 4, "attacked": 4, "sizes": [10, 40, 160, 640]}, None),
+    "16_rluf": (encoder("qwen3"), {
+        "captions": 500, "impressions": 4000, "steps": 8, "draws": 5}, None),
+    "17_vpl": (lambda folder: {}, {
+        "steps": 20, "people": 8, "iterations": 1, "hidden": 8, "judged": 48, "images": 8,
+        "draws": 5}, None),
 }  # fmt: skip
 
 
@@ -39,13 +95,12 @@ def shrunk(name: str, changes: dict, target):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_full_profile_runs_on_a_tiny_pipeline(name, tmp_path):
-    pipeline, changes, wheel = CASES[name]
+def test_full_profile_runs_on_tiny_models(name, tmp_path):
+    make, changes, wheel = CASES[name]
     if wheel and importlib.util.find_spec(wheel) is None:
         pytest.skip(f"the full profile of {name} needs the wheel {wheel}")
-    save_pipeline(pipeline, tmp_path / "model")
-    path = shrunk(name, changes | {"model": str(tmp_path / "model")}, tmp_path / f"{name}.ipynb")
-    parameters = {"profile": "full", "device": "cpu", "n_seeds": 1}
+    path = shrunk(name, changes, tmp_path / f"{name}.ipynb")
+    parameters = {"profile": "full", "device": "cpu", "n_seeds": 1, **make(tmp_path)}
     done = run.execute(path, parameters, tmp_path / "run", 180 * runner.busy(), quiet=True,
                        env=runner.offline())
     log = tmp_path / "run" / "run.log"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rlgenkit import worlds
+from rlgenkit.worlds import human
 from rlgenkit.worlds.human import BATCH, CONTESTS, VOTES, make_captions, make_vader
 
 HEADER = ",".join([*VOTES, *(f"adaptive_{v}" for v in VOTES), "caption"])
@@ -96,3 +97,11 @@ def test_missing_packs_and_unknown_contests_are_named(tmp_path):
         worlds.load_vader(tmp_path)
     with pytest.raises(ValueError, match="no contest 1; choose"):
         worlds.load_captions(1)
+
+
+@pytest.mark.parametrize("batches", [(0, 0, 1), (-1, -1)])
+def test_a_session_alone_in_its_batch_is_refused(tmp_path, monkeypatch, batches):
+    rows = "".join(f"{b},{' '.join(['1'] * BATCH)}\n" for b in batches)
+    monkeypatch.setattr(human, "_checked", lambda path: "batch,ratings\n" + rows)
+    with pytest.raises(ValueError, match="two sessions or more in every batch"):
+        worlds.load_vader(tmp_path)

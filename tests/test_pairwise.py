@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -66,13 +67,87 @@ def test_impossible_labels_are_refused(named, what):
         R.pairwise_ce(torch.zeros(2), **named)
 
 
+# --- rewards that are distributions ------------------------------------------------------------
+
+
+def test_normal_rewards_win_as_often_as_their_draws():
+    first = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-2.0, 1.0]], dtype=torch.float64)
+    second = torch.tensor([[0.0, math.log(3)], [0.5, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    noise = torch.randn(2, 400_000, 3, generator=gen(), dtype=torch.float64)
+    draws = [r[:, 0] + (r[:, 1] / 2).exp() * e for r, e in zip((first, second), noise)]
+    chance = R.normal_log_win(first, second).exp()
+    torch.testing.assert_close(chance, (draws[0] > draws[1]).double().mean(0), rtol=0, atol=3e-3)
+    # By hand: variances 1 and 3 make a spread of 2, so the first wins with Phi(1/2).
+    assert chance[0].item() == pytest.approx(0.5 * (1 + math.erf(0.5 / math.sqrt(2))), abs=1e-9)
+    torch.testing.assert_close(chance + R.normal_log_win(second, first).exp(), torch.ones(3).double())
+
+
+def test_atoms_win_as_often_as_a_double_sum_says():
+    first, second = torch.randn(2, 4, 6, generator=gen(), dtype=torch.float64)
+    p, q = first.softmax(-1), second.softmax(-1)
+    each = [[sum(float(p[b, i] * q[b, j]) * (1.0 if i > j else 0.5 if i == j else 0.0)
+                 for i in range(6) for j in range(6))] for b in range(4)]
+    chance = R.atoms_log_win(first, second).exp()
+    torch.testing.assert_close(chance[:, None], torch.tensor(each, dtype=torch.float64))
+    torch.testing.assert_close(chance + R.atoms_log_win(second, first).exp(), torch.ones(4).double())
+    sure = 50 * torch.eye(6).double()  # one value each: the larger one wins
+    assert R.atoms_log_win(sure[3], sure[1]).exp() > 0.999
+    assert R.atoms_log_win(sure[2], sure[2]).exp().item() == pytest.approx(0.5)
+
+
+def test_the_spread_of_a_crowd_is_recovered_up_to_scale():
+    """Endless answers of people whose tastes are normal: means and spreads are found again."""
+    true = torch.tensor([[0.0, 0.0], [1.0, -1.0], [-0.5, 1.5], [2.0, 0.5]], dtype=torch.float64)
+    i, j = torch.triu_indices(4, 4, 1)
+    answers = R.normal_log_win(true[i], true[j]).exp()
+    found = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([found], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
+                                  line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        yes, no = R.normal_log_win(found[i], found[j]), R.normal_log_win(found[j], found[i])
+        value = -(answers * yes + (1 - answers) * no).sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    mean, spread = found[:, 0].detach(), (found[:, 1].detach() / 2).exp()
+    scale = (mean[1] - mean[0])  # the truth has 1 here
+    assert bool(((spread / scale - (true[:, 1] / 2).exp()).abs() < 0.05).all())
+    assert bool((((mean - mean[0]) / scale - true[:, 0]).abs() < 0.02).all())
+
+
+@pytest.mark.parametrize("win", [R.normal_log_win, R.atoms_log_win])
+def test_win_chances_have_gradients_in_the_far_tail(win):
+    first = torch.tensor([-30.0, 0.0], requires_grad=True)
+    win(first, torch.tensor([30.0, 0.0])).backward()
+    assert first.grad.isfinite().all()
+
+
 # --- linear fits -------------------------------------------------------------------------------
+
+
+def by_lbfgs(x, y, precision):
+    """The same minimum by another solver (scipy), from the formula and nothing of the kit."""
+    from scipy.optimize import minimize
+
+    x, y = x.numpy(), y.numpy()
+
+    def loss(w):
+        z = x @ w
+        slope = x.T @ (1 / (1 + np.exp(-z)) - y) + precision * w
+        return (np.logaddexp(0, z) - y * z).sum() + precision / 2 * w @ w, slope
+
+    return torch.tensor(minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS",
+                                 options={"gtol": 1e-9}).x)
 
 
 def test_batched_fits_equal_the_single_fit():
     x, y, _ = pairs()
     w = R.fit_linear_pairs(torch.stack([x, x[:, [1, 0, 2, 3, 4]]]), torch.stack([y, y]), 3.0)
     alone = R.fit_bradley_terry(x, torch.zeros_like(x), y, ridge=3.0 / len(x))
+    torch.testing.assert_close(alone, by_lbfgs(x, y, 3.0), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(w[0], alone, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(w[1], alone[[1, 0, 2, 3, 4]], rtol=1e-6, atol=1e-8)
     weighted = R.fit_linear_pairs(x, y, 3.0, weights=(torch.arange(300) < 100).double())
@@ -103,19 +178,9 @@ def test_standard_errors_are_those_of_repeated_samples():
     torch.testing.assert_close(fit.weights.std(0), fit.std.mean(0), rtol=0.35, atol=0)
 
 
-def test_unseen_verdicts_by_hand():
-    x, y, _ = pairs(30, 2)
-    divisions = torch.stack([torch.arange(30), torch.arange(30).flip(0)])
-    right, loss = R.unseen_verdicts(x, y, divisions, 20, 5)
-    assert right[5:25].isnan().all() and not right[25:].isnan().any()
-    fit = R.fit_by_evidence(x[:20], y[:20])
-    delta = fit.scores(x[25:])
-    torch.testing.assert_close(right[25:], ((delta > 0) == (y[25:] > 0.5)).double())
-    torch.testing.assert_close(loss[25:], R.pairwise_ce(delta, y[25:]))
-    ties = R.verdicts(torch.tensor([0.0, 1.0, -1.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 0.5]))
-    assert ties.tolist() == [0.5, 1.0, 0.0, 0.5]
-    mean = R.over_divisions(torch.tensor([[1.0], [0.0]]), torch.tensor([[1], [1]]), 3)
-    assert mean[1] == 0.5 and mean[[0, 2]].isnan().all()
+def test_verdicts_by_hand():
+    found = R.verdicts(torch.tensor([0.0, 1.0, -1.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 0.5]))
+    assert found.tolist() == [0.5, 1.0, 0.0, 0.5]
 
 
 def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
@@ -128,13 +193,28 @@ def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
 @pytest.mark.parametrize("call", [
     lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(4)),
     lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(3), precision=0.0),
+    lambda: R.fit_linear_pairs(torch.zeros(0, 2), torch.zeros(0)),
+    lambda: R.fit_linear_pairs(torch.full((3, 2), float("inf")), torch.zeros(3)),
+    lambda: R.fit_by_evidence(torch.zeros(0, 2), torch.zeros(0)),
+    lambda: R.fit_by_evidence(torch.zeros(3, 2), torch.full((3,), 2.0)),
+    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.ones(4, 3), torch.zeros(4, 3), gen(),
+                           rows=torch.zeros(2, 0, dtype=torch.long)),
+    lambda: R.fit_bradley_terry(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4)),
+    lambda: R.fit_bradley_terry(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), ridge=0.0),
+    lambda: R.fit_bradley_terry(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0)),
+    lambda: R.fit_bradley_terry(torch.full((3, 2), float("nan")), torch.zeros(3, 2), torch.ones(3)),
+    lambda: R.fit_bradley_terry(1e4 * torch.eye(2), torch.zeros(2, 2), torch.tensor([0.0, 1]), 1e-9, 2),
+    lambda: R.bradley_terry_loss(torch.zeros(3), torch.zeros(3), torch.zeros(2)),
+    lambda: R.bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 2.0])),
+    lambda: R.normal_log_win(torch.zeros(3, 2), torch.zeros(2, 2)),
+    lambda: R.normal_log_win(torch.zeros(3, 3), torch.zeros(3, 3)),
+    lambda: R.atoms_log_win(torch.zeros(3, 1), torch.zeros(3, 1)),
     lambda: R.new_voters(0, 3, 4, gen()),
     lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(0, 3), torch.zeros(0, 3), gen()),
     lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(4, 3),
                            torch.full((4, 3), float("nan")), gen()),
     lambda: R.vote(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)),
     lambda: R.vote(torch.zeros(3)),
-    lambda: R.unseen_verdicts(torch.zeros(9, 2), torch.ones(9), torch.arange(9)[None], 8, 2),
     lambda: R.fold_rows(10, 5, 2, gen()),
     lambda: R.treat(torch.zeros(3), flip_share=1.5),
     lambda: R.judge_pairs(lambda a, b: torch.zeros(1), [], []),

@@ -357,6 +357,14 @@ def test_equal_data_give_equal_bytes_and_no_settings_leak():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_bars_show_few_values_as_dots_and_many_only_in_words():
+    few, many = np.linspace(0, 1, 20), np.linspace(0, 1, 21)
+    picture = wb.bars({"few": few, "many": many}, "accuracy")
+    dots = [line for line in picture.figure.axes[0].lines if line.get_marker() == "."]
+    assert [len(line.get_xdata()) for line in dots] == [20]
+    assert "n=20" in picture.alt and "n=21" in picture.alt
+
+
 def test_alt_text_tells_the_data():
     rise, peak = np.linspace(0.1, 0.9, 9), np.array([0.0, 1, 2, 1, 0.5])
     curves = {m: {"reward": np.stack([rise, rise + 0.1])} for m in ("DDPO", "RWR")}

@@ -1,4 +1,4 @@
-"""Tiny random pipelines of every supported class, built in memory and saved as ordinary folders."""
+"""Tiny random pipelines of every supported class, and tiny language models, saved as ordinary folders."""
 
 import torch
 
@@ -202,3 +202,41 @@ def save_pipeline(name: str, folder) -> None:
             for p in part.parameters() if isinstance(part, torch.nn.Module) else ():
                 p.data += 0.05 * torch.randn(p.shape)
     save_policy(make_policy(pipeline_class(name), parts), folder, torch.float32)
+
+
+def letter_tokenizer(pad: bool = True):
+    """Word-level tokenizer whose words are single characters, so that no two texts look alike."""
+    from string import printable
+
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *printable])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="</s>",
+        pad_token="<pad>" if pad else None,
+    )  # fmt: skip
+
+
+def save_language_model(kind: str, folder, width: int = WIDTH) -> None:
+    """A random one-layer model of transformers' type `kind` (mpnet, llama, qwen3) and a tokenizer.
+
+    Like Llama's own, the tokenizer of decoders has no padding token.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    tokenizer = letter_tokenizer(pad=kind == "mpnet")
+    settings = dict(num_key_value_heads=1, head_dim=width // 2) if kind != "mpnet" else {}
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width,
+        num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=300, **settings,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(len(kind))
+        model = AutoModel.from_config(config)
+    for p in model.parameters():  # the start is so narrow that all texts would look alike
+        p.data *= 10
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

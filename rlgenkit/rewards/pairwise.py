@@ -38,6 +38,48 @@ def pairwise_ce(
     return -(goal * F.logsigmoid(gap) + (1 - goal) * F.logsigmoid(-gap))
 
 
+def bradley_terry_loss(first: Tensor, second: Tensor, votes: Tensor) -> Tensor:
+    """Mean `pairwise_ce` (scalar) of votes under P(first wins) = sigmoid(r1 - r2).
+
+    first, second [B]: scores of the two samples; votes [B] in [0,1]: 1 = first preferred, 0.5 = tie
+    (bool works). Source: Bradley and Terry 1952; Christiano et al. 2017, eq. 1.
+    """
+    if not first.shape == second.shape == votes.shape:
+        raise ValueError(f"scores and votes must have one shape, got {list(first.shape)}, "
+                         f"{list(second.shape)} and {list(votes.shape)}.")
+    return pairwise_ce(first - second, votes).mean()
+
+
+def normal_log_win(first: Tensor, second: Tensor) -> Tensor:
+    """Log-chance [...] that a draw of the first reward exceeds a draw of the second.
+
+    first, second [...,2]: mean and log-variance of a normal reward, whose spread stands for people
+    who disagree. Minus its mean over chosen and rejected is the mean-variance loss of
+    distributional preference learning. Source: Siththaranjan et al. 2024 (2312.08358).
+    """
+    _same(first, second, "[...,2]", first.shape[-1:] == (2,))
+    gap, variance = first[..., 0] - second[..., 0], torch.logaddexp(first[..., 1], second[..., 1])
+    return torch.special.log_ndtr(gap * torch.exp(-variance / 2))
+
+
+def atoms_log_win(first: Tensor, second: Tensor) -> Tensor:
+    """Log-chance [...] that a draw of the first reward exceeds a draw of the second.
+
+    first, second [...,K]: logits over K ordered reward values; equal values count one half. The
+    categorical loss of distributional preference learning, as `normal_log_win`.
+    """
+    _same(first, second, "[...,K] with K >= 2", first.ndim > 0 and first.shape[-1] > 1)
+    below = second.softmax(-1)
+    below = below.cumsum(-1) - below / 2
+    return (first.softmax(-1) * below).sum(-1).clamp_min(1e-12).log()
+
+
+def _same(first: Tensor, second: Tensor, shape: str, fits: bool) -> None:
+    if first.shape != second.shape or not fits:
+        raise ValueError(f"both rewards must be {shape}, got {list(first.shape)} and "
+                         f"{list(second.shape)}.")
+
+
 @dataclass(frozen=True)
 class Voters:
     """M reward models of one shape: r(x) = w_out . tanh(x w_in + b_in), linear without w_in.
@@ -95,6 +137,9 @@ def train_voters(
                          f"numbers, got {list(chosen.shape)} and {list(rejected.shape)}.")
     n = chosen.shape[1]
     rows = torch.arange(n).expand(models, n) if rows is None else rows
+    if rows.ndim != 2 or len(rows) != models or not rows.shape[1]:
+        raise ValueError(f"rows must name the pairs of each of {models} voters, [{models},K] with "
+                         f"K >= 1, got {list(rows.shape)}.")
     marks = [torch.as_tensor(v, dtype=chosen.dtype).expand(models, n)
              for v in (target, margin, smoothing)]
     optimizer = torch.optim.AdamW(voters.parameters(), lr=lr, weight_decay=weight_decay)
@@ -130,12 +175,14 @@ def fit_linear_pairs(
     differences [...,N,D] = chosen - rejected features; targets [...,N] in [0,1]; precision > 0 of
     the Gaussian prior on each weight (in features of unit spread); weights [...,N] >= 0 of the
     pairs, 0 leaves a pair out. Newton steps on sum_i w_i CE_i + precision/2 |w|^2, halved where
-    the loss would rise. One fit with precision = N ridge is `fit_bradley_terry`.
+    the loss would rise.
     """
     x, y = differences.double(), targets.double()
-    if precision <= 0 or x.ndim < 2 or y.shape != x.shape[:-1]:
-        raise ValueError(f"fit_linear_pairs needs differences [...,N,D], targets [...,N] and "
-                         f"precision > 0, got {list(x.shape)}, {list(y.shape)} and {precision}.")
+    if precision <= 0 or x.ndim < 2 or y.shape != x.shape[:-1] or not y.shape[-1]:
+        raise ValueError(f"fit_linear_pairs needs differences [...,N,D], targets [...,N], N >= 1 "
+                         f"and precision > 0, got {list(x.shape)}, {list(y.shape)} and {precision}.")
+    if not bool(x.isfinite().all() and y.isfinite().all()):
+        raise ValueError("a difference or target of the pairs is not finite; leave such pairs out.")
     share = torch.ones_like(y) if weights is None else weights.double().expand(y.shape)
     w = x.new_zeros(*x.shape[:-2], x.shape[-1])
     eye = precision * torch.eye(x.shape[-1], dtype=x.dtype)
@@ -158,6 +205,27 @@ def fit_linear_pairs(
         w = w - size[..., None] * step
         if float(step.abs().max()) < 1e-7:
             break
+    return w
+
+
+def fit_bradley_terry(
+    first: Tensor, second: Tensor, votes: Tensor, ridge: float = 1e-3, steps: int = 25
+) -> Tensor:
+    """Weights float64 [D] of the linear reward w . features that explains the votes best.
+
+    first, second [B,D]: features of the two samples; votes [B] in [0,1]. `fit_linear_pairs` on the
+    mean loss plus ridge/2 |w|^2, which keeps separable votes finite. A constant feature cancels in
+    the difference, so there is no bias. Raises ValueError if there is no vote, a number is not
+    finite, or the fit does not settle.
+    """
+    x, y = (first - second).double(), votes.double()
+    if ridge <= 0 or x.ndim != 2 or not len(x) or y.shape != x.shape[:1]:
+        raise ValueError(f"fit_bradley_terry needs features [B,D], votes [B] with B >= 1 and "
+                         f"ridge > 0, got {list(x.shape)}, {list(y.shape)} and {ridge}.")
+    w = fit_linear_pairs(x, y, ridge * len(x), steps=steps)
+    slope = x.T @ (torch.sigmoid(x @ w) - y) / len(x) + ridge * w
+    if float(slope.norm()) > 1e-6:
+        raise ValueError("the Bradley-Terry fit did not settle; standardize the features.")
     return w
 
 
@@ -203,39 +271,11 @@ def fit_by_evidence(
                      torch.tensor(precisions, dtype=x.dtype)[best])
 
 
-def unseen_verdicts(
-    differences: Tensor, targets: Tensor, divisions: Tensor, labels: int, tested: int
-) -> tuple[Tensor, Tensor]:
-    """(right [N], loss [N]) of each pair by linear rewards that never saw it; nan if never asked.
-
-    differences [N,D], targets [N] in [0,1]; divisions Long[S,N] are permutations of the pairs:
-    each reward learns from the first `labels` of a row and is asked about the last `tested`.
-    right is the share of right verdicts (ties one half), loss the mean cross-entropy, both over
-    the divisions, so that a bootstrap over the N pairs is one over people's choices.
-    """
-    pairs = divisions.shape[1]
-    if not (1 <= labels and 1 <= tested and labels + tested <= pairs):
-        raise ValueError(f"{labels} labels and {tested} tested pairs do not fit into {pairs}.")
-    train, test = divisions[:, :labels], divisions[:, pairs - tested:]
-    delta = fit_by_evidence(differences[train], targets[train]).scores(differences[test])
-    right = verdicts(delta, targets[test])
-    loss = pairwise_ce(delta, targets[test].double())
-    return over_divisions(right, test, pairs), over_divisions(loss, test, pairs)
-
-
 def verdicts(delta: Tensor, targets: Tensor, tie: float = 1e-9) -> Tensor:
     """1.0 where the sign of delta [...] is that of the target (> 0.5), 0.0 where not; 0.5 where
     |delta| < tie or the target is 0.5."""
     said = torch.where(delta.abs() < tie, 0, delta.sign())
     return (0.5 + 0.5 * said * (2 * targets - 1).sign()).double()
-
-
-def over_divisions(values: Tensor, test: Tensor, pairs: int) -> Tensor:
-    """Mean [pairs] of values [S,K] per pair named in test Long[S,K]; nan where none is named."""
-    times = torch.bincount(test.flatten(), minlength=pairs)
-    total = torch.zeros(pairs, dtype=torch.float64).index_add_(0, test.flatten(),
-                                                              values.double().flatten())
-    return total / times
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .claims import interval
 from .show import HATCHES, LINES, MARKERS, PALETTE, Picture, new_figure, styled
 
 Array = Any  # a torch tensor or whatever numpy takes
+DOTS = 20  # more values than this beside a bar are a smear, not information
 
 
 @styled
@@ -202,7 +203,10 @@ def frontier(
 
 @styled
 def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = None) -> Picture:
-    """Bars of means over seeds with 95 % bootstrap intervals; values: label -> [S]."""
+    """Bars of means over seeds with 95 % bootstrap intervals; values: label -> [S].
+
+    Each value is a dot beside its bar, unless a bar has more than DOTS of them.
+    """
     figure, axes = new_figure(width=max(3.2, 1.0 + 0.9 * len(values)), height=2.7)
     ax, words = axes[0, 0], []
     for k, (name, seeds) in enumerate(values.items()):
@@ -210,7 +214,8 @@ def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = Non
         mean, low, high = interval(seeds)
         ax.bar(k, mean, color=PALETTE[k % 7], alpha=0.75, hatch=HATCHES[k % 7], edgecolor="white")
         ax.errorbar(k, mean, [[mean - low], [high - mean]], color="black", capsize=4)
-        ax.plot(np.full(len(seeds), k + 0.15), seeds, ".", color="black", ms=4, ls="")
+        if len(seeds) <= DOTS:
+            ax.plot(np.full(len(seeds), k + 0.15), seeds, ".", color="black", ms=4, ls="")
         words.append(f"{name} {mean:.3g} ({low:.3g} to {high:.3g}, n={len(seeds)})")
     if threshold is not None:
         ax.axhline(threshold, color="black", ls=":")

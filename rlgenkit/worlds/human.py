@@ -191,6 +191,8 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
                          f"{BATCH} whole numbers") from error
     if ratings.ndim != 2 or ratings.shape[1] != BATCH or ratings.abs().max() > 4:
         raise ValueError(f"sessions.csv needs {BATCH} ratings between -4 and 4 in every row")
+    if (batch < 0).any() or (batch.bincount() == 1).any():
+        raise ValueError("sessions.csv needs batch numbers from 0, and two sessions or more in every batch")
     return ratings.float(), batch
 
 
