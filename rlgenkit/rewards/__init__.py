@@ -50,23 +50,37 @@ from .composition import (
 )
 from .diagnostic import EDITS, Pairs, blind_spots, make_pairs, pair_diagnostic
 from .diversity import diversity, mean_pairwise_distance
+from .judges import (
+    Checklist,
+    Choice,
+    Reading,
+    Scale,
+    checklist_scores,
+    choice_indices,
+    mean_scores,
+    pairwise_scores,
+    parse_judgment,
+    scalar_scores,
+)
 from .pairwise import (
     LinearFit,
     Strength,
     Treatment,
     Verdicts,
     Voters,
+    atoms_log_win,
+    bradley_terry_loss,
+    fit_bradley_terry,
     fit_by_evidence,
     fit_linear_pairs,
     fold_rows,
     judge_pairs,
     new_voters,
-    over_divisions,
+    normal_log_win,
     pairwise_ce,
     swapped,
     train_voters,
     treat,
-    unseen_verdicts,
     verdicts,
     vote,
 )
@@ -87,7 +101,6 @@ from .pixels import (
     sharpness,
     warmth,
 )
-from .preferences import bradley_terry_loss, fit_bradley_terry
 from .proxy import (
     AestheticProxy,
     aesthetic_proxy_reward,

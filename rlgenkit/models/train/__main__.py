@@ -8,7 +8,7 @@ import importlib
 import sys
 
 ORDER = ("autoencoder", "reader", "flow", "epsilon", "consistency", "clip",
-         "aesthetic_proxy", "evaluate", "cards")
+         "aesthetic_proxy", "arithmetic", "evaluate", "cards")
 
 
 def main(names: list[str]) -> int:

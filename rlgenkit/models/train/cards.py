@@ -28,6 +28,10 @@ ABOUT = {
     "reward_reader": ("rlgenkit.worlds.Reader", "A smaller reader for rewards, trained on clean renderings only, so "
                       "that the truth meter never judges what it rewarded.",
                       "Less accurate on blurred, noised or decoded pictures: that is its planted weakness."),
+    "arithmetic": ("LlamaForCausalLM", "A small language model of arithmetic chains modulo 10 that solves (with slips), "
+                   "criticizes (as a weak teacher) and refines (as it is told): actor and critic of `27_critique_rl`. "
+                   "Prompts are made by `rlgenkit.worlds.arithmetic`.",
+                   "Knows chains of four steps on one digit. Its critic overlooks slips and distrusts nines on purpose."),
 }
 
 
@@ -60,11 +64,13 @@ def card(name: str) -> str:
     record = json.loads(files[0].read_text()) if files else {}
     seconds = record.get("seconds") or record.get("training", {}).get("seconds")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
-    parts = [f"---\nlicense: mit\nlibrary_name: {'rlgenkit' if 'Reader' in kind else 'diffusers'}\n---",
+    library = "rlgenkit" if "Reader" in kind else "transformers" if name == "arithmetic" else "diffusers"
+    source = "chains of sums" if name == "arithmetic" else "rendered sticker scenes"
+    parts = [f"---\nlicense: mit\nlibrary_name: {library}\n---",
              f"# {name}", what, f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
              "(half precision; load as float32).",
              f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
-             f"`rlgenkit/models/train`, on rendered sticker scenes made on the fly. "
+             f"`rlgenkit/models/train`, on {source} made on the fly. "
              + (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else ""),
              f"**Limits.** {limits}"]
     table = record.get("quality") or record.get("accuracy")
@@ -72,6 +78,9 @@ def card(name: str) -> str:
         parts.append(f"**Quality**, by the truth meter, {record['sampling']['steps']} steps at guidance "
                      f"{record['sampling']['guidance']}; \"test\" captions were kept from training, \"heldout\" ones "
                      "hold a kind-color pair that training never showed.")
+    elif table and name == "arithmetic":
+        parts.append("**Quality** on 2,000 unseen chains: shares. First attempts are drawn at temperature 1, critiques "
+                     "and refinements are greedy.")
     elif table and name == "autoencoder":
         parts.append("**Quality** on unseen scenes.")
     elif table:

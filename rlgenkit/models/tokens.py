@@ -1,0 +1,158 @@
+"""Text policies: batched sampling with a key-value cache, and the log-probability of every token.
+
+Any causal language model of transformers fits. Prompts are padded on the left, answers on the
+right; padding is masked out of attention, positions, log-probs and losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B prompts and their answers.
+
+    ids Long[B, P+T]: prompts padded on the left to P, answers padded on the right to T;
+    real Bool[B, P+T]: what is not padding; log_probs float32 [B, T] of the answers' tokens at the
+    sampling temperature, 0 on padding; temperature: 0 stands for greedy.
+    """
+
+    ids: Tensor
+    real: Tensor
+    log_probs: Tensor
+    temperature: float
+
+    @property
+    def width(self) -> int:
+        """P, the padded length of the prompts."""
+        return self.ids.shape[1] - self.log_probs.shape[1]
+
+    @property
+    def answers(self) -> Tensor:
+        """Long[B, T]: the answers, end token included."""
+        return self.ids[:, self.width:]
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool[B, T]: the tokens that the policy chose, end token included."""
+        return self.real[:, self.width:]
+
+    def index(self, rows: Tensor) -> TokenBatch:
+        """The batch of the given rows Long[b]."""
+        return replace(self, ids=self.ids[rows], real=self.real[rows], log_probs=self.log_probs[rows])
+
+
+def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """(model in float32, in eval mode; tokenizer) from a folder of the checkout or a hub id.
+
+    Only safetensors are read. ValueError or FileNotFoundError with the path and what to do.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .folders import ROOT, check_weights
+
+    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+        if folder.is_dir():
+            check_weights(folder)
+            path_or_hub_id = folder
+            break
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch.float32,
+                                                     use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"'{path_or_hub_id}' cannot be read as a language model "
+                         f"({str(error).splitlines()[0]}); check the folder or the hub id") from error
+    return model.to(device).eval(), tokenizer
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """(ids Long[B, P], real Bool[B, P]) of prompts of unequal length; an empty one is an error."""
+    if not rows or not all(map(len, rows)):
+        raise ValueError("every prompt needs at least one token")
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
+    real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, real
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probs of the next token in float32 [.., V]; at temperature 0 those of temperature 1."""
+    return (logits.float() / (temperature or 1.0)).log_softmax(-1)
+
+
+def _positions(real: Tensor) -> Tensor:
+    """Long[B, L]: the place of each token among the real ones; 0 on left padding."""
+    return (real.long().cumsum(1) - 1).clamp(min=0)
+
+
+@torch.no_grad()
+def generate(model: nn.Module, prompts: Tensor, new: int, generator: torch.Generator,
+             temperature: float, end: int, pad: int, real: Tensor | None = None,
+             chunk: int | None = None, score: bool = True) -> TokenBatch:
+    """Sample up to `new` tokens after prompts Long[B, P]; a row stops behind its `end` token.
+
+    temperature 0 takes the likeliest token. real Bool[B, P] marks left padding (None: there is
+    none). The log-probs are those of `token_logprobs`, computed in chunks of `chunk` rows, so that
+    a replay in the same chunks returns the same bits and ratios start at exactly 1. Without `score`
+    they are left at 0.
+    """
+    real = torch.ones_like(prompts, dtype=torch.bool) if real is None else real
+    if temperature < 0 or new < 1 or not real[:, -1].all():
+        raise ValueError("generate needs temperature >= 0, new >= 1 and padding on the left only")
+    ids, past, done = prompts, None, torch.zeros_like(prompts[:, 0], dtype=torch.bool)
+    for _ in range(new):
+        places = _positions(real)
+        if past is not None:
+            places = places[:, -1:]
+        out = model(ids if past is None else ids[:, -1:], attention_mask=real.long(),
+                    position_ids=places, past_key_values=past, use_cache=True)
+        past = out.past_key_values
+        token = _pick(out.logits[:, -1], temperature, generator)
+        token = torch.where(done, pad, token)
+        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
+        done = done | (token == end)
+        if done.all():
+            break
+    empty = torch.zeros(len(ids), ids.shape[1] - prompts.shape[1], device=ids.device)
+    batch = TokenBatch(ids, real, empty, temperature)
+    if not score:
+        return batch
+    rows = torch.arange(len(ids)).split(chunk or len(ids))
+    return replace(batch, log_probs=torch.cat([token_logprobs(model, batch.index(r)) for r in rows]))
+
+
+def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Long[B]: a token drawn from logits [B, V], on the generator's device."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    chances = _scaled(logits, temperature).exp().to(generator.device)
+    return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def token_logprobs(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Log-probs float32 [B, T] of the batch's answers under `model`, 0 on padding (differentiable).
+
+    One forward pass with the answers given (teacher forcing), at the temperature of the batch.
+    """
+    out = model(batch.ids[:, :-1], attention_mask=batch.real[:, :-1].long(),
+                position_ids=_positions(batch.real)[:, :-1], use_cache=False)
+    logits = out.logits[:, batch.width - 1:]
+    chosen = _scaled(logits, batch.temperature).gather(2, batch.answers[..., None])[..., 0]
+    return torch.where(batch.mask, chosen, 0.0)
+
+
+@torch.no_grad()
+def token_entropies(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Entropy in nats [B, T] of the distribution that each token was drawn from, 0 on padding."""
+    out = model(batch.ids[:, :-1], attention_mask=batch.real[:, :-1].long(),
+                position_ids=_positions(batch.real)[:, :-1], use_cache=False)
+    log_probs = _scaled(out.logits[:, batch.width - 1:], batch.temperature)
+    return torch.where(batch.mask, -(log_probs.exp() * log_probs).sum(-1), 0.0)

@@ -1,0 +1,136 @@
+"""Train the small language model of arithmetic chains (Llama class): actor and critic in one.
+
+It learns three tasks from text made on the fly: to solve with slips, to criticize as a weak teacher
+does, and to refine as an obedient worker does. Nothing is rewarded here.
+"""
+
+import json
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...worlds import arithmetic as world
+from .common import MODELS, at_step, fit, optimizers_for
+
+STEPS, WIDTH, LAYERS, HEADS = 800, 96, 3, 4
+BATCHES = {"solve": 48, "critique": 48, "refine": 96}  # refining is the hardest to learn
+LENGTH = 4  # steps of a chain
+
+
+def build_tokenizer():
+    """A word-level tokenizer: words are divided by blanks, nothing is added."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    table = {word: i for i, word in enumerate(world.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".",
+                                   padding_side="left")
+
+
+def build():
+    """The untrained model, 0.37 M parameters."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(world.VOCABULARY), hidden_size=WIDTH, intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
+        max_position_embeddings=64, pad_token_id=world.PAD, eos_token_id=world.END,
+        bos_token_id=None, tie_word_embeddings=False, attention_dropout=0.0))
+
+
+def examples(task: str, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(prompts Long[batch, L], answers Long[batch, T], end token included) of one task."""
+    chains = world.sample_chains(batch, length, generator)
+    values = world.attempts(chains, generator)
+    end = torch.full((batch, 1), world.END)
+    if task == "solve":
+        return world.prompt_ids("solve", chains), torch.cat([world.values_ids(values), end], 1)
+    values = world.attempts(chains, generator, slip=0.2)  # more slips to learn from
+    if task == "critique":
+        critique = world.critique_ids(*world.weak_critiques(chains, values, generator))
+        return world.prompt_ids("critique", chains, values), torch.cat([critique, end], 1)
+    flags = torch.rand(values.shape, generator=generator) < 0.3
+    flags = torch.where(torch.rand(batch, 1, generator=generator) < 0.5,
+                        world.slips(chains, values), flags)
+    says_wrong = torch.rand(batch, generator=generator) < 0.8
+    refined = world.obey(chains, values, flags, says_wrong)
+    prompt = world.prompt_ids("refine", chains, values, world.critique_ids(flags, says_wrong))
+    return prompt, torch.cat([world.values_ids(refined), end], 1)
+
+
+def loss(model, prompts: Tensor, answers: Tensor) -> Tensor:
+    """Mean cross-entropy of the answers' tokens."""
+    return packed_loss(model, [(prompts, answers)])
+
+
+def packed_loss(model, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The mean over parts of their losses, in one forward pass: (prompts Long[b, L], answers
+    Long[b, T]) each, filled up on the right, where a causal model does not look."""
+    width = max(p.shape[1] + a.shape[1] for p, a in parts)
+    ids = [F.pad(torch.cat([p, a], 1), (0, width - p.shape[1] - a.shape[1])) for p, a in parts]
+    states = model.model(torch.cat(ids)).last_hidden_state.split([len(p) for p, _ in parts])
+    losses = [F.cross_entropy(model.lm_head(s[:, p.shape[1] - 1:p.shape[1] + a.shape[1] - 1])
+                              .flatten(0, 1), a.flatten()) for s, (p, a) in zip(states, parts)]
+    return sum(losses) / len(losses)
+
+
+def loss_at(model, step: int) -> Tensor:
+    """The loss of one training step; all tasks count the same."""
+    generator = at_step(71, step)
+    return packed_loss(model, [examples(task, batch, LENGTH, generator)
+                               for task, batch in BATCHES.items()])
+
+
+@torch.no_grad()
+def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
+    """Shares measured on new chains, greedy except for the first attempt."""
+    from ..tokens import generate
+
+    generator = torch.Generator().manual_seed(7_000_001)
+    chains = world.sample_chains(count, length, generator)
+
+    def write(prompts: Tensor, new: int, temperature: float) -> Tensor:
+        return generate(model, prompts, new, generator, temperature, world.END, world.PAD,
+                        score=False).answers
+
+    first, fine = world.read_values(write(world.prompt_ids("solve", chains), length + 1, 1.0), length)
+    right = world.is_right(chains, first) & fine
+    sure, _ = world.read_values(write(world.prompt_ids("solve", chains), length + 1, 0.0), length)
+    ids = write(world.prompt_ids("critique", chains, first), length + 2, 0.0)
+    _, says_wrong, readable = world.read_critiques(ids, length)
+    flags = world.slips(chains, first)
+    prompt = world.prompt_ids("refine", chains, first, world.critique_ids(flags, ~right))
+    oracle, _ = world.read_values(write(prompt, length + 1, 0.0), length)
+    noisy = torch.rand(flags.shape, generator=generator) < 0.3
+    prompt = world.prompt_ids("refine", chains, first, world.critique_ids(noisy, ~right))
+    obeyed, _ = world.read_values(write(prompt, length + 1, 0.0), length)
+    shares = {"first attempt right": right, "greedy attempt right": world.is_right(chains, sure),
+              "verdict right": readable & (says_wrong != right),
+              "verdict right, right attempts": (readable & ~says_wrong)[right],
+              "verdict right, wrong attempts": (readable & says_wrong)[~right],
+              "critique readable": readable, "right after a perfect critique": world.is_right(chains, oracle),
+              "obeys any critique": (obeyed == world.obey(chains, first, noisy, ~right)).all(1)}
+    return {name: round(share.float().mean().item(), 3) for name, share in shares.items()}
+
+
+def main(steps: int = STEPS) -> None:
+    """Train and save data/models/arithmetic: LlamaForCausalLM, tokenizer, quality.json."""
+    torch.manual_seed(0)  # weight initialization inside transformers draws from the global generator
+    model = build()
+    optimizers = optimizers_for(model, 0.02, 2e-3, ("model",))
+    seconds = fit("arithmetic", model, optimizers, steps, lambda step: loss_at(model, step), ema=0.99,
+                  every=50)
+    model.eval()
+    folder = MODELS / "arithmetic"
+    model.half().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    record = {"seconds": round(seconds, 1), "quality": {"4 steps": quality(model.float())}}
+    (folder / "quality.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Policy gradients on tokens: leave-one-out baselines, returns per token, averages under a mask.
+
+Shapes: terms, log-probs and masks [B, T] (samples, tokens); rewards and advantages [B]. The mask is
+true on the tokens that the policy chose, its end token included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .advantages import _valid, group_moments
+from .losses import Clip, ppo_clip_terms, reinforce_terms
+
+AVERAGES = ("token", "sequence", "constant")
+
+
+def rloo_advantages(values: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
+    """RLOO: r minus the mean of the *other* valid rows of its group, float32 [B].
+
+    Kool et al. 2019; Ahmadian et al. 2024, eq. 8. Equals n/(n-1) times (r - group mean). Invalid
+    rows, and rows without others in their group, get 0.
+    """
+    mask = _valid(values, valid)
+    mean, _, count, equal = group_moments(values, groups, mask)
+    scale = count / (count - 1).clamp(min=1)
+    return torch.where(mask & ~equal, (values.double() - mean) * scale, 0.0).float()
+
+
+def masked_mean(terms: Tensor, mask: Tensor, average: str = "token",
+                length: int | None = None) -> Tensor:
+    """One number from terms [B, T] under the mask.
+
+    "token": every token of the batch counts the same (DAPO). "sequence": mean over each sample's
+    tokens, then over samples (GRPO's paper: tokens of long answers count less). "constant": sum
+    divided by B * length (Dr. GRPO: no length bias; length is a fixed number, say the longest
+    answer allowed). Samples without a token count in no average but "constant".
+    """
+    if average not in AVERAGES:
+        raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
+    if mask.shape != terms.shape or not mask.any():
+        raise ValueError(f"the mask must be {list(terms.shape)} and hold at least one token")
+    kept = torch.where(mask, terms, 0.0)
+    if average == "token":
+        return kept.sum() / mask.sum()
+    if average == "constant":
+        if length is None or length < 1:
+            raise ValueError("the average 'constant' needs a length of at least 1")
+        return kept.sum() / (len(terms) * length)
+    count = mask.sum(1)
+    return (kept.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
+
+
+def rewards_to_go(rewards: Tensor, mask: Tensor, penalties: Tensor | None = None,
+                  beta: float = 0.0) -> Tensor:
+    """Return of each token [B, T], without discount: the reward [B] counts at a sample's last
+    token, -beta * penalties [B, T] (log p - log p_ref, detached here) at each one; 0 off the mask.
+    """
+    each = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
+    each[torch.arange(len(mask)), last] = rewards.double()
+    if penalties is not None:
+        each = each - beta * penalties.detach().double()
+    each = torch.where(mask, each, 0.0)
+    return torch.where(mask, each.flip(1).cumsum(1).flip(1), 0.0).float()
+
+
+def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """(values - mean) / (population std + eps) over the masked entries [B, T]; 0 elsewhere."""
+    known = values.double()[mask]
+    spread = known.std(correction=0)
+    return torch.where(mask, (values.double() - known.mean()) / (spread + eps), 0.0).float()
+
+
+def token_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
+                      clip: Clip | None = 0.2, average: str = "token",
+                      length: int | None = None) -> Tensor:
+    """Clipped policy loss (scalar); advantages [B], or [B, T] where tokens differ.
+
+    clip None is REINFORCE and right on the policy's own samples only. Every token's ratio is a term
+    of its own. Off the mask nothing enters, not even nan.
+    """
+    advantages = advantages[:, None] if advantages.ndim == 1 else advantages
+    advantages = torch.where(mask, advantages.expand(mask.shape), 0.0)
+    log_probs = torch.where(mask, log_probs, 0.0)
+    if clip is None:
+        return masked_mean(reinforce_terms(log_probs, advantages), mask, average, length)
+    old = torch.where(mask, old_log_probs, 0.0).detach()
+    return masked_mean(ppo_clip_terms(log_probs, old, advantages, clip), mask, average, length)
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor,
+             reference_rejected: Tensor, beta: float = 0.1) -> Tensor:
+    """DPO (Rafailov et al. 2023, eq. 7): scalar, from sums of log-probs [B] of whole answers."""
+    margin = (chosen - rejected) - (reference_chosen - reference_rejected)
+    return -F.logsigmoid(beta * margin).mean()
