@@ -11,7 +11,7 @@ from .common import MODELS, at_step, fit, optimizers_for
 from .flow import (BATCH, DROPPED, HEADS, LAYERS, TOKENS, WIDTH, build_text_encoder, build_tokenizer,
                    latent_bank)
 
-STEPS = 4000
+STEPS = 6000
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023): no time step dominates the loss
 
 
