@@ -12,8 +12,8 @@ ABOUT = {
                     "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
-             "width 128) with its own two-layer T5 encoder.", "One thing in its color, words, backgrounds and most "
-             "counts come out; two things in two colors sometimes, a stated relation seldom (see the table): the loss "
+             "width 128) with its own two-layer T5 encoder.", "One thing in its color, words and backgrounds come "
+             "out, exact counts in half of the draws, two things in two colors in a third, a stated relation seldom (see the table): the loss "
              "was still falling when training ended. Knows only the caption grammar of sticker scenes. This copy "
              "was trained in two runs: 4,200 steps on scenes with more sizes and a grid of 4 px, then 5,400 steps on "
              "the present scenes; the command trains 10,000 steps on the present scenes."),
@@ -32,7 +32,7 @@ ABOUT = {
                       "that the truth meter never judges what it rewarded.",
                       "Less accurate on blurred, noised or decoded pictures: that is its planted weakness."),
     "arithmetic": ("LlamaForCausalLM", "A small language model of arithmetic chains modulo 10 that solves (with slips), "
-                   "criticizes (as a weak teacher) and refines (as it is told): actor and critic of `27_critique_rl`. "
+                   "criticizes (as a weak teacher) and refines (as it is told): an actor and a critic in one. "
                    "Prompts are made by `rlgenkit.worlds.arithmetic`.",
                    "Knows chains of four steps on one digit. Its critic overlooks slips and distrusts nines on purpose."),
 }
