@@ -591,3 +591,9 @@ def test_log_probs_kept_from_the_rollout_give_the_replay_gradient():
     with pytest.raises(ValueError, match="score_steps"):
         s.rollout(network, s.flow_table(5), path.latents[0], generator(), grad_from=1,
                   score_steps=range(4))
+
+
+def test_the_series_of_k3_has_its_cubic_term():
+    r = torch.tensor([-9e-4, -1e-5, 1e-5, 9e-4], dtype=torch.float64)
+    exact = r**2 / 2 + r**3 / 6 + r**4 / 24
+    torch.testing.assert_close(o.kl_k3(torch.zeros_like(r), r), exact, rtol=1e-6, atol=0)

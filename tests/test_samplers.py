@@ -560,3 +560,23 @@ def test_bad_input_is_named():
                   noise(2), generator())
     with pytest.raises(ValueError, match="steps"):
         s.replay(Network(), s.rollout(Network(), s.flow_table(4), noise(1), generator()), [4])
+
+
+@pytest.mark.parametrize("kind", ["ode", "flow", "dance", "cps"])
+def test_denoised_of_a_flow_undoes_the_exact_velocity(kind):
+    table, x0, x1 = s.flow_table(6, kind, noise=0.5), noise(3), noise(3, seed=1)
+    for i, level in enumerate(table.sigma[:-1].tolist()):
+        x = (1 - level) * x0 + level * x1
+        assert torch.allclose(s.denoised(table, i, x, x1 - x0), x0, atol=1e-5)
+
+
+def test_scored_steps_of_a_rollout_have_the_gradient_of_their_replay():
+    network, table, weights = Network(), s.flow_table(6, "flow"), torch.randn(3, 5, generator=generator(2))
+    path = s.rollout(network, table, noise(5), generator(1), score_steps=[1, 2, 4])
+    assert not path.latents.requires_grad and not path.log_probs[[0, 3, 5]].detach().isnan().any()
+    again, _ = s.replay(network, path, [1, 2, 4])
+    assert torch.equal(path.log_probs[[1, 2, 4]].detach(), again.detach())
+    kept, replayed = (torch.autograd.grad((weights * logs).sum(), list(network.parameters()))
+                      for logs in (path.log_probs[[1, 2, 4]], again))
+    for a, b in zip(kept, replayed, strict=True):  # states are cut: no gradient from step to step
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
