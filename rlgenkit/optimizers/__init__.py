@@ -35,6 +35,7 @@ from .losses import (
     reinforce_terms,
     velocity_mse,
 )
+from .pareto import dominance, hypervolume, pareto_mask, pareto_ranks, pareto_weights
 from .regression import (
     best_and_worst,
     best_of_group,
@@ -77,6 +78,7 @@ __all__ = [
     "best_of_group",
     "both_orders",
     "discounted_visits",
+    "dominance",
     "dpo_loss",
     "duality_gap",
     "exploitability",
@@ -84,6 +86,7 @@ __all__ = [
     "group_moments",
     "group_win_rates",
     "grpo_loss",
+    "hypervolume",
     "implicit_hypergradient",
     "kl_k1",
     "kl_k2",
@@ -96,6 +99,9 @@ __all__ = [
     "nft_optimality",
     "nft_terms",
     "nonzero_rows",
+    "pareto_mask",
+    "pareto_ranks",
+    "pareto_weights",
     "policy_gradient_update",
     "potential_shaping",
     "ppo_clip_loss",
