@@ -32,6 +32,7 @@ from .tables import (
     windowed,
 )
 from .windows import (
+    acting_steps,
     coarse_tail,
     exact_variances,
     gaussian_velocity_slope,
@@ -45,6 +46,7 @@ __all__ = [
     "Step",
     "StepTable",
     "Trajectory",
+    "acting_steps",
     "branch_rollout",
     "coarse_tail",
     "consistency_table",

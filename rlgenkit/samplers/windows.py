@@ -40,6 +40,19 @@ def window_at(
     return range(start, start + size)
 
 
+def acting_steps(table: StepTable) -> Tensor:
+    """Steps Long[K] whose draw reaches the result: the ones that a policy gradient may train.
+
+    All stochastic steps, except the last one where the result is the last clean estimate (final
+    "denoised", RLCM as published): nothing sees that draw, so its score has mean 0 and only adds
+    variance.
+    """
+    acts = table.stochastic.clone()
+    if table.final == "denoised":
+        acts[-1] = False
+    return acts.nonzero().flatten()
+
+
 def random_window(low: int, high: int, size: int, generator: torch.Generator) -> range:
     """Window of `size` steps inside low..high-1, drawn once for the whole batch (Flow-GRPO-Fast).
     """
