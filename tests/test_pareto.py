@@ -147,6 +147,7 @@ def test_invalid_rows_take_no_part():
     ranks = o.pareto_ranks(scores, valid=valid)
     assert ranks[4] == ranks[5] == -1 and not o.pareto_mask(scores, valid=valid)[[4, 5]].any()
     assert torch.equal(ranks[keep], o.pareto_ranks(scores[keep]))
+    assert torch.equal(o.pareto_mask(scores, valid=valid)[keep], o.pareto_mask(scores[keep]))
     assert o.pareto_weights(scores, valid=valid)[[4, 5]].sum() == 0
     assert o.hypervolume(scores, [-9, -9], valid) == o.hypervolume(scores[keep], [-9, -9])
     assert o.hypervolume(scores, [-9, -9], torch.zeros_like(valid)) == 0
