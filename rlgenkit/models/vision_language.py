@@ -1,0 +1,207 @@
+"""Vision-language models: a picture and a request in, an answer with the log-prob of every token out.
+
+Any model of AutoModelForImageTextToText with a chat template fits (LLaVA, Qwen-VL, SmolVLM ...); the
+small one in data/models/vision_language knows the requests of `rlgenkit.worlds.questions`. Several
+answers to one request share the pass over the picture and the request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .tokens import TokenBatch, _pick, _scaled
+
+SMALL = "data/models/vision_language"
+
+
+@dataclass(frozen=True)
+class Views:
+    """B pictures with one request each, as a model reads them.
+
+    ids Long[B, P]: the requests, padded on the left; real Bool[B, P]: what is not padding; inputs:
+    what else the model's forward takes, one row a picture (pixel_values), or, after `freeze_views`,
+    the states of all tokens (inputs_embeds [B, P, D]).
+    """
+
+    ids: Tensor
+    real: Tensor
+    inputs: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, rows: Tensor) -> Views:
+        """The views of the given rows Long[b]."""
+        if any(len(v) != len(self.ids) for v in self.inputs.values()):
+            raise ValueError("this model packs the pictures of a batch together: make views anew for a part of it")
+        return Views(self.ids[rows], self.real[rows], {k: v[rows] for k, v in self.inputs.items()})
+
+
+def load_vision_language(path_or_hub_id: str | Path = SMALL, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """(model in float32, in eval mode; processor) from a folder of the checkout or a hub id.
+
+    Only safetensors are read. ValueError or FileNotFoundError with the path and what to do.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from .folders import ROOT, _quiet, check_weights
+
+    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+        if folder.is_dir():
+            check_weights(folder)
+            path_or_hub_id = folder
+            break
+    try:
+        with _quiet():
+            processor = AutoProcessor.from_pretrained(path_or_hub_id)
+            model = AutoModelForImageTextToText.from_pretrained(path_or_hub_id, dtype=torch.float32,
+                                                                use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"'{path_or_hub_id}' cannot be read as a vision-language model "
+                         f"({str(error).splitlines()[0]}); check the folder or the hub id") from error
+    return model.to(device).eval(), processor
+
+
+def make_views(model: nn.Module, processor: Any, images: Tensor, requests: str | Sequence[str]) -> Views:
+    """Views of images [B, 3, H, W] in [0, 1] with a request each, or with one for all.
+
+    The processor scales the pictures and puts the request into the model's chat template.
+    """
+    requests = [requests] * len(images) if isinstance(requests, str) else list(requests)
+    if images.ndim != 4 or images.shape[1] != 3 or len(requests) != len(images) or not requests:
+        raise ValueError(f"{len(requests)} requests need as many images [B, 3, H, W], got {list(images.shape)}")
+    said = {r: processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": r}]}],
+        add_generation_prompt=True) for r in dict.fromkeys(requests)}
+    pixels = (images.detach().clamp(0, 1) * 255).round().byte().movedim(1, 3).cpu().numpy()
+    found = processor(images=list(pixels), text=[said[r] for r in requests], padding=True,
+                      padding_side="left", return_tensors="pt").to(model.device)
+    extra = {k: v for k, v in found.items() if k not in ("input_ids", "attention_mask")}
+    return Views(found["input_ids"], found["attention_mask"].bool(), extra)
+
+
+@torch.no_grad()
+def freeze_views(model: nn.Module, views: Views) -> Views:
+    """The same views with the states that enter the decoder computed once (LLaVA class).
+
+    Right as long as the vision tower, its projector and the token embeddings are not trained; then
+    every later pass saves the vision tower.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, inputs: dict) -> None:
+        kept.append(inputs["inputs_embeds"])
+
+    hook = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model(input_ids=views.ids, attention_mask=views.real.long(), **views.inputs)
+    finally:
+        hook.remove()
+    return replace(views, inputs={"inputs_embeds": kept[0]})
+
+
+def _read(model: nn.Module, views: Views, group: int) -> tuple[Tensor, Any]:
+    """(next-token logits [B * group, V], key-value cache of B * group rows) behind the requests."""
+    words = {} if "inputs_embeds" in views.inputs else {"input_ids": views.ids}
+    out = model(attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **words, **views.inputs)
+    if group > 1:
+        out.past_key_values.batch_repeat_interleave(group)
+    return out.logits[:, -1].repeat_interleave(group, 0), out.past_key_values
+
+
+@torch.no_grad()
+def answer_views(model: nn.Module, views: Views, new: int, generator: torch.Generator, temperature: float,
+                 end: int, pad: int, group: int = 1, score: bool = True) -> TokenBatch:
+    """`group` answers to each view, of at most `new` tokens, rows [B * group] in the views' order.
+
+    temperature 0 takes the likeliest token. The log-probs are those of `answer_logprobs`, so that a
+    replay of the same rows returns the same bits and ratios start at exactly 1; without `score` they
+    are left at 0. The generator's device may differ from the model's.
+    """
+    if temperature < 0 or new < 1 or group < 1:
+        raise ValueError("answers need temperature >= 0, new >= 1 and group >= 1")
+    logits, past = _read(model, views, group)
+    ids, real = (t.repeat_interleave(group, 0) for t in (views.ids, views.real))
+    done, width = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), ids.shape[1]
+    for count in range(new):
+        token = torch.where(done, pad, _pick(logits, temperature, generator))
+        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
+        done = done | (token == end)
+        if done.all() or count + 1 == new:
+            break
+        out = model(input_ids=token[:, None], attention_mask=real.long(), past_key_values=past, use_cache=True)
+        logits, past = out.logits[:, -1], out.past_key_values
+    batch = TokenBatch(ids, real, torch.zeros(len(ids), ids.shape[1] - width, device=ids.device), temperature)
+    return replace(batch, log_probs=answer_logprobs(model, views, batch)) if score else batch
+
+
+def answer_distributions(model: nn.Module, views: Views, batch: TokenBatch) -> Tensor:
+    """Log-probs float32 [B * group, T, V] of every token at each place of the answers (differentiable).
+
+    One pass over pictures and requests, then one over the answers given, at the batch's temperature.
+    """
+    if len(batch.ids) % len(views) or not torch.equal(
+            batch.ids[:, :batch.width], views.ids.repeat_interleave(len(batch.ids) // len(views), 0)):
+        raise ValueError("the batch does not hold answers to these views, in their order")
+    first, past = _read(model, views, len(batch.ids) // len(views))
+    if batch.answers.shape[1] == 1:
+        return _scaled(first[:, None], batch.temperature)
+    out = model(input_ids=batch.answers[:, :-1], attention_mask=batch.real[:, :-1].long(),
+                past_key_values=past, use_cache=True)
+    return _scaled(torch.cat([first[:, None], out.logits], 1), batch.temperature)
+
+
+def answer_logprobs(model: nn.Module, views: Views, batch: TokenBatch) -> Tensor:
+    """Log-probs float32 [B * group, T] of the batch's answers, 0 on padding (differentiable)."""
+    chosen = answer_distributions(model, views, batch).gather(2, batch.answers[..., None])[..., 0]
+    return torch.where(batch.mask, chosen, 0.0)
+
+
+def given_answers(processor: Any, views: Views, texts: Sequence[str]) -> TokenBatch:
+    """A batch that holds the given answers, as for supervised learning or for scoring; B or B * group texts."""
+    tokenizer = processor.tokenizer
+    rows = [tokenizer(t, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for t in texts]
+    if not rows or len(rows) % len(views):
+        raise ValueError(f"{len(rows)} answers do not fit {len(views)} views")
+    group, width = len(rows) // len(views), max(map(len, rows))
+    answers = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
+    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+    ids = torch.cat([views.ids.repeat_interleave(group, 0), answers.to(views.ids)], 1)
+    real = torch.cat([views.real.repeat_interleave(group, 0), mask.to(views.real)], 1)
+    return TokenBatch(ids, real, torch.zeros(answers.shape, device=views.ids.device), 1.0)
+
+
+def answer_texts(processor: Any, batch: TokenBatch) -> list[str]:
+    """The answers as texts, end and padding tokens left out."""
+    rows = [a[m] for a, m in zip(batch.answers, batch.mask)]
+    return [text.strip() for text in processor.batch_decode(rows, skip_special_tokens=True)]
+
+
+def ask(model: nn.Module, processor: Any, images: Tensor, requests: str | Sequence[str], new: int = 32,
+        chunk: int = 256) -> list[str]:
+    """The likeliest answer to a request about each picture: a description, "yes", a scored reasoning."""
+    tokenizer, texts = processor.tokenizer, []
+    for rows in torch.arange(len(images)).split(chunk):
+        part = requests if isinstance(requests, str) else [requests[i] for i in rows]
+        views = make_views(model, processor, images[rows], part)
+        batch = answer_views(model, views, new, torch.Generator(), 0.0, tokenizer.eos_token_id,
+                             tokenizer.pad_token_id, score=False)
+        texts += answer_texts(processor, batch)
+    return texts
+
+
+def yes_probability(model: nn.Module, processor: Any, views: Views) -> Tensor:
+    """P(yes) / (P(yes) + P(no)) [B] of the next token, in any spelling the tokenizer has (differentiable)."""
+    table = processor.tokenizer.get_vocab()
+    sides = [[i for t, i in table.items() if t.strip("Ġ▁ ").lower() == word] for word in ("yes", "no")]
+    if not all(sides):
+        raise ValueError("the tokenizer has no token for yes or for no")
+    log_probs = _scaled(_read(model, views, 1)[0], 1.0)
+    yes, no = (log_probs[:, side].logsumexp(1) for side in sides)
+    return torch.sigmoid(yes - no)
