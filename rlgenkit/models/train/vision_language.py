@@ -2,7 +2,8 @@
 and scores the look with a short reasoning.
 
 One training row is a picture and eleven texts about it, packed behind it: every text sees the picture
-and itself, never another text, as if it stood alone. Run it with
+and itself, never another text, as if it stood alone. A linear head that reads shapes, colors and look
+from the picture's tokens helps the tower to see early; it is thrown away. Run it with
 `python -m rlgenkit.models.train.vision_language [--steps N] [--device cuda]`.
 """
 
@@ -15,14 +16,14 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...rewards.aesthetic import aesthetic_truth
 from ...rewards.judges import Scale, scalar_scores
 from ...worlds import questions as world
-from ...worlds.prompts import sample_prompts
-from ...worlds.scenes import LOOKS, SIZE, render, sample_scenes
+from ...worlds.prompts import COLORS, sample_prompts
+from ...worlds.scenes import LOOKS, SHAPES, SIZE, Scene, render, sample_scenes
 from .common import MODELS, WORK, at_step, fit, write_record
 
 STEPS, SCENES, CHUNK, PACKS = 4000, 32768, 256, 4
@@ -32,6 +33,7 @@ IMAGE_TOKENS, TEXT_TOKENS = (SIZE // PATCH) ** 2, 176
 PAD, END, IMAGE = (world.SPECIAL.index(s) for s in ("<pad>", "<end>", "<image>"))
 QUESTIONS = {"thing questions": world.ask_thing, "caption questions": world.ask_caption,
              "look questions": world.ask_look, "background questions": world.ask_background}
+GROUNDING = 0.5  # weight of the loss that teaches the tower where things are
 SEEDS = 3  # of the scenes that measure it
 BLUR, GRAIN = 0.3, 0.04  # share of pictures that are smoothed a little; largest noise added
 TEMPLATE = ("{% for message in messages %}{% for part in message['content'] %}"
@@ -103,6 +105,17 @@ def pack(words: dict[str, int], pairs: list[tuple[str, str]]) -> tuple[list[int]
     return ids + fill, parts + fill, learned + [False] * len(fill)
 
 
+def cells_of(scenes: list[Scene]) -> np.ndarray:
+    """Which shape (1..) and color (1..) covers each patch's center, 0 for none: uint8 [C, 2, 64]."""
+    found = np.zeros((len(scenes), 2, SIZE // PATCH, SIZE // PATCH), dtype=np.uint8)
+    middles = PATCH * np.arange(SIZE // PATCH) + PATCH / 2
+    for row, scene in zip(found, scenes):
+        for s in scene.stickers:
+            down, across = (np.flatnonzero(abs(middles - c) < 0.45 * s.size) for c in (s.y, s.x))
+            row[:, down[:, None], across] = np.array([SHAPES.index(s.kind) + 1, COLORS.index(s.color) + 1])[:, None, None]
+    return found.reshape(len(scenes), 2, -1)
+
+
 def chunk_of_bank(step: int) -> dict[str, np.ndarray]:
     """CHUNK scenes: pictures uint8 [C, 3, 64, 64] and PACKS packs of texts of each, [C, PACKS, T]."""
     torch.set_num_threads(1)
@@ -113,7 +126,8 @@ def chunk_of_bank(step: int) -> dict[str, np.ndarray]:
     packs = [[pack(words, world.lesson(s, v, rng)) for _ in range(PACKS)] for s, v in zip(scenes, values)]
     ids, parts, learned = (np.array([[p[k] for p in row] for row in packs]) for k in range(3))
     pictures = (render(scenes) * 255).round().byte().numpy()
-    return {"images": pictures, "ids": ids.astype(np.uint8), "parts": parts.astype(np.uint8),
+    return {"images": pictures, "cells": cells_of(scenes),
+            "looks": np.array([s.look for s in scenes], dtype=np.float32), "ids": ids.astype(np.uint8), "parts": parts.astype(np.uint8),
             "learned": learned.astype(np.uint8)}
 
 
@@ -121,7 +135,7 @@ def bank(scenes: int = SCENES) -> dict[str, Tensor]:
     """The training bank, made by all cores and kept in build/models."""
     from safetensors.torch import load_file, save_file
 
-    path = WORK / f"views-{scenes}-{PACKS}.safetensors"
+    path = WORK / f"views-{scenes}-{PACKS}-cells.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -158,15 +172,31 @@ def views(parts: Tensor) -> tuple[Tensor, Tensor]:
     return (same & (places[None, :] <= places[:, None]))[:, None], positions.clamp(max=255)
 
 
+def grounding_loss(head, features: Tensor, cells: Tensor, looks: Tensor) -> Tensor:
+    """How well a linear head reads shape and color of each patch, and the look, from what the decoder
+    gets to see: features [B, 64, D], cells [B, 2, 64], looks [B, 5]. The head is thrown away."""
+    read = head(features).float()
+    shape, color, look = read.split([len(SHAPES) + 1, len(COLORS) + 1, len(LOOKS)], 2)
+    return (F.cross_entropy(shape.flatten(0, 1), cells[:, 0].long().flatten())
+            + F.cross_entropy(color.flatten(0, 1), cells[:, 1].long().flatten())
+            + 4 * F.mse_loss(look.mean(1), looks))
+
+
 def loss(model, images: Tensor, ids: Tensor, parts: Tensor, learned: Tensor) -> Tensor:
     """Mean cross-entropy of the answers' tokens of packed rows: images [B, 3, 64, 64], the rest [B, T]."""
+    return packed_loss(model, images, ids, parts, learned)[0]
+
+
+def packed_loss(model, images: Tensor, ids: Tensor, parts: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+    """(`loss`, the picture's tokens as the decoder gets them [B, 64, D])."""
     attention, positions = views(parts)
     ids = F.pad(ids.long(), (IMAGE_TOKENS, 0), value=IMAGE)
-    states = model.model(input_ids=ids, pixel_values=images * 2 - 1, attention_mask=attention,
-                         position_ids=positions, use_cache=False).last_hidden_state
+    out = model.model(input_ids=ids, pixel_values=images * 2 - 1, attention_mask=attention,
+                      position_ids=positions, use_cache=False)
     wanted = F.pad(learned.bool(), (IMAGE_TOKENS, 0))[:, 1:]
-    logits = model.lm_head(states[:, :-1][wanted])
-    return F.cross_entropy(logits.float(), ids[:, 1:][wanted])
+    logits = model.lm_head(out.last_hidden_state[:, :-1][wanted])
+    features = out.image_hidden_states.reshape(len(images), IMAGE_TOKENS, -1)
+    return F.cross_entropy(logits.float(), ids[:, 1:][wanted]), features
 
 
 def optimizers_of(model) -> list[torch.optim.Optimizer]:
@@ -191,7 +221,8 @@ def main(steps: int = STEPS, batch: int | None = None, scenes: int = SCENES, dev
     data = {k: v.to(device) for k, v in bank(scenes).items()}
     made = time.perf_counter() - began
     torch.manual_seed(0)  # weight initialization inside transformers draws from the global generator
-    model = build().to(device)
+    both = nn.ModuleDict({"model": build(), "head": nn.Linear(WIDTH, len(SHAPES) + len(COLORS) + 2 + len(LOOKS))})
+    model = both.to(device)["model"]
 
     def loss_at(step: int) -> Tensor:
         generator = at_step(62, step, device)
@@ -200,9 +231,10 @@ def main(steps: int = STEPS, batch: int | None = None, scenes: int = SCENES, dev
         texts = (data[k][rows, packs] for k in ("ids", "parts", "learned"))
         images = roughen(data["images"][rows].float() / 255, generator)
         with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
-            return loss(model, images, *texts)
+            words, features = packed_loss(model, images, *texts)
+            return words + GROUNDING * grounding_loss(both["head"], features, data["cells"][rows], data["looks"][rows])
 
-    seconds = fit("vision_language", model, optimizers_of(model), steps, loss_at, ema=0.998)
+    seconds = fit("vision_language", both, optimizers_of(both), steps, loss_at, ema=0.998)
     print(f"bank {made:.0f} s, training {seconds:.0f} s", flush=True)
     save(model.cpu().eval())
     write_record("vision_language", device, False, steps=steps, batch=batch, scenes=scenes,
