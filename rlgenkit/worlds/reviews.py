@@ -1,0 +1,100 @@
+"""Sentences of film reviews with human sentiment ratings, in a closed vocabulary.
+
+`python -m rlgenkit.worlds.reviews FOLDER` makes data/human/vader/reviews.csv from the files of its
+origin. Only short sentences are kept, and every word outside the most frequent ones is a blank "_",
+so that a small language model can learn the rest. The ratings are those of `load_vader`.
+"""
+
+import csv
+import io
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .human import BATCH, VADER, _checked, _write, load_vader
+
+PAD, END, BLANK = 0, 1, 2
+SPECIAL = ("<pad>", "<end>", "_")
+WORDS, SHORTEST, LONGEST = 1500, 5, 24  # vocabulary size and sentence lengths that are kept
+PATTERN = re.compile(r"[a-z]+(?:'[a-z]+)*|[,.!?;:]|_")
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """N sentences. vocabulary: words by id, SPECIAL first; ids Long[N, L], END behind the last word
+    and PAD after it; ratings float32 [N, 2]: mean sentiment in -4..4 of two halves of the raters
+    that share no person."""
+
+    vocabulary: tuple[str, ...]
+    ids: Tensor
+    ratings: Tensor
+
+    def text(self, ids: Tensor) -> list[str]:
+        """Rows of ids Long[B, L] as words, without PAD and END."""
+        return [" ".join(self.vocabulary[i] for i in row if i not in (PAD, END))
+                for row in ids.tolist()]
+
+
+def split(sentence: str) -> list[str]:
+    """Lower-case words and punctuation marks of a sentence; digits and other signs are dropped."""
+    return PATTERN.findall(sentence.lower())
+
+
+def load_reviews(folder: str | Path = VADER) -> Reviews:
+    """The committed sentences; ValueError if a file is missing or not that of the manifest."""
+    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "reviews.csv"))))
+    if not rows or not {"item", "words"} <= set(rows[0]):
+        raise ValueError("reviews.csv needs rows and the columns item and words")
+    words = [row["words"].split() for row in rows]
+    counts = Counter(word for row in words for word in row)
+    counts.pop("_", None)
+    vocabulary = (*SPECIAL, *sorted(counts, key=lambda word: (-counts[word], word)))
+    place = {word: i for i, word in enumerate(vocabulary)}
+    ids = torch.zeros(len(rows), max(map(len, words)) + 1, dtype=torch.long)
+    for k, row in enumerate(words):
+        ids[k, :len(row) + 1] = torch.tensor([place[word] for word in row] + [END])
+    items = torch.tensor([int(row["item"]) for row in rows])
+    return Reviews(vocabulary, ids, _halves(*load_vader(folder), items))
+
+
+def _halves(ratings: Tensor, batch: Tensor, items: Tensor) -> Tensor:
+    """Means [N, 2] over the people of even and of odd place in the items' batches."""
+    place = torch.zeros_like(batch)
+    for b in batch.unique():
+        place[batch == b] = torch.arange(int((batch == b).sum()))
+    means = []
+    for half in (0, 1):
+        mine = place % 2 == half
+        total = torch.zeros(int(batch.max()) + 1, BATCH).index_add_(0, batch[mine], ratings[mine])
+        people = torch.bincount(batch[mine], minlength=len(total))
+        means.append((total / people[:, None]).flatten()[items])
+    return torch.stack(means, 1)
+
+
+def blanked(sentences: Sequence[Sequence[str]], size: int = WORDS) -> list[list[str]]:
+    """The sentences with "_" for each word that is not among the `size` most frequent ones."""
+    counts = Counter(word for row in sentences for word in row)
+    kept = set(sorted(counts, key=lambda word: (-counts[word], word))[:size])
+    return [[word if word in kept else "_" for word in row] for row in sentences]
+
+
+def make_reviews(source: str | Path, folder: str | Path = VADER) -> None:
+    """Write reviews.csv from movieReviewSnippets_GroundTruth.txt; items are numbered as in
+    sessions.csv (session batch times 30 plus place), whose last, incomplete batch is left out."""
+    path = Path(source) / "movieReviewSnippets_GroundTruth.txt"
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    words = [split(line.split("\t")[2]) for line in lines[:len(lines) // BATCH * BATCH]]
+    items = [k for k, row in enumerate(words) if SHORTEST <= len(row) <= LONGEST]
+    kept = blanked([words[k] for k in items])
+    _write(Path(folder) / "reviews.csv", ("item", "words"),
+           [(k, " ".join(row)) for k, row in zip(items, kept, strict=True)])
+
+
+if __name__ == "__main__":
+    make_reviews(sys.argv[1])
