@@ -227,14 +227,23 @@ def test_tokens_are_drawn_as_often_as_the_model_says(model, processor):
     assert (shares - chances).abs().max() < 0.015
 
 
-def test_frozen_views_give_the_same_answers(model, processor):
-    views, batch = answers(model, processor)
-    frozen = V.freeze_views(model, views)
-    assert set(frozen.inputs) == {"inputs_embeds"}
-    torch.testing.assert_close(V.answer_logprobs(model, frozen, batch), batch.log_probs, rtol=1e-5, atol=1e-5)
-    part = torch.tensor([2, 0])
-    sub = V.answer_logprobs(model, frozen.index(part), batch.index(torch.tensor([6, 7, 8, 0, 1, 2])))
-    torch.testing.assert_close(sub, batch.log_probs[[6, 7, 8, 0, 1, 2]], rtol=1e-5, atol=1e-5)
+def test_frozen_views_give_the_same_answers_and_no_gradient_to_the_picture(model, processor):
+    views = V.make_views(model, processor, render(some_scenes(3, 6)), REQUESTS[0])
+    frozen = V.freeze_views(model, views, words=4, chunk=2)
+    assert set(frozen.inputs) == {"keys", "values"} and frozen.inputs["keys"].shape[3] == 64
+    one, two = (V.answer_views(model, v, 6, gen(4), 1.0, training.END, training.PAD, 3) for v in (views, frozen))
+    assert torch.equal(one.ids, two.ids)
+    torch.testing.assert_close(two.log_probs, one.log_probs, rtol=1e-4, atol=1e-4)
+    now = V.answer_logprobs(model, frozen, two)
+    assert torch.equal(now.detach(), two.log_probs)  # ratio 1
+    now.sum().backward()
+    got = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    model.zero_grad(set_to_none=True)
+    assert "lm_head.weight" in got and not any("vision_tower" in n or "projector" in n for n in got)
+    sub = V.answer_logprobs(model, frozen.index(torch.tensor([2, 0])), two.index(torch.tensor([6, 7, 8, 0, 1, 2])))
+    torch.testing.assert_close(sub, one.log_probs[[6, 7, 8, 0, 1, 2]], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="equal length"):
+        V.freeze_views(model, answers(model, processor)[0])
 
 
 def test_given_answers_are_read_back(model, processor):

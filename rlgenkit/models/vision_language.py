@@ -26,7 +26,7 @@ class Views:
 
     ids Long[B, P]: the requests, padded on the left; real Bool[B, P]: what is not padding; inputs:
     what else the model's forward takes, one row a picture (pixel_values), or, after `freeze_views`,
-    the states of all tokens (inputs_embeds [B, P, D]).
+    keys and values [B, layers, heads, P', d] of the first P' tokens.
     """
 
     ids: Tensor
@@ -87,29 +87,38 @@ def make_views(model: nn.Module, processor: Any, images: Tensor, requests: str |
 
 
 @torch.no_grad()
-def freeze_views(model: nn.Module, views: Views) -> Views:
-    """The same views with the states that enter the decoder computed once (LLaVA class).
+def freeze_views(model: nn.Module, views: Views, words: int = 0, chunk: int = 64) -> Views:
+    """The same views with what the decoder keeps of the pictures computed once (LLaVA class).
 
-    Right as long as the vision tower, its projector and the token embeddings are not trained; then
-    every later pass saves the vision tower.
+    The keys and values of all tokens but the last `words` are stored, so that later passes read only
+    those (0: one, which is the least) and no gradient reaches the pictures. It is exact as long as
+    the model is not trained; a policy trained on frozen views learns to speak, not to see, and is
+    used with views frozen under the same model. No view may be padded.
     """
-    kept: list[Tensor] = []
-
-    def keep(module: nn.Module, args: tuple, inputs: dict) -> None:
-        kept.append(inputs["inputs_embeds"])
-
-    hook = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        model(input_ids=views.ids, attention_mask=views.real.long(), **views.inputs)
-    finally:
-        hook.remove()
-    return replace(views, inputs={"inputs_embeds": kept[0]})
+    kept = views.ids.shape[1] - max(1, words)
+    if not views.real.all() or kept < 1:
+        raise ValueError("freeze_views needs requests of equal length and leaves at least one token")
+    parts: list[list[Tensor]] = []
+    for rows in torch.arange(len(views), device=views.ids.device).split(chunk):
+        part = views.index(rows)
+        out = model(input_ids=part.ids[:, :kept], attention_mask=part.real[:, :kept].long(), use_cache=True,
+                    logits_to_keep=1, **part.inputs)
+        layers = out.past_key_values.layers
+        parts.append([torch.stack([getattr(layer, name) for layer in layers], 1) for name in ("keys", "values")])
+    return replace(views, inputs=dict(zip(("keys", "values"), map(torch.cat, zip(*parts)))))
 
 
 def _read(model: nn.Module, views: Views, group: int) -> tuple[Tensor, Any]:
     """(next-token logits [B * group, V], key-value cache of B * group rows) behind the requests."""
-    words = {} if "inputs_embeds" in views.inputs else {"input_ids": views.ids}
-    out = model(attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **words, **views.inputs)
+    ids, inputs = views.ids, views.inputs
+    if "keys" in inputs:
+        from transformers import DynamicCache
+
+        past = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(inputs["keys"].unbind(1), inputs["values"].unbind(1))):
+            past.update(keys, values, layer)
+        ids, inputs = ids[:, past.get_seq_length():], {"past_key_values": past}
+    out = model(input_ids=ids, attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **inputs)
     if group > 1:
         out.past_key_values.batch_repeat_interleave(group)
     return out.logits[:, -1].repeat_interleave(group, 0), out.past_key_values
