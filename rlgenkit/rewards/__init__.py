@@ -62,6 +62,7 @@ from .judges import (
     parse_judgment,
     scalar_scores,
 )
+from .opinions import error_reward, opinion_moments, rank_reward, step_reward
 from .pairwise import (
     LinearFit,
     Strength,

@@ -1,0 +1,65 @@
+"""AVA photographs: how many people gave each a score of 1 to 10 (votes only, no pictures).
+
+`python -m rlgenkit.worlds.ava FOLDER` makes data/human/ava from val.csv of the origin.
+"""
+
+import csv
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .human import DATA, _checked, _write
+
+AVA = DATA / "human" / "ava"
+SCORES = tuple(range(1, 11))
+
+
+@dataclass(frozen=True)
+class PhotoVotes:
+    """Votes on N photographs of a photography contest: image Long[N], the photograph's number in AVA;
+    votes Long[N, 10], how many people gave each score from 1 to 10."""
+
+    image: Tensor
+    votes: Tensor
+
+
+def load_ava(folder: str | Path = AVA) -> PhotoVotes:
+    """The committed votes on 12,775 photographs (the validation part of AVA)."""
+    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "votes.csv"), newline="")))
+    try:
+        table = torch.tensor([[int(r["image"]), *(int(r[str(k)]) for k in SCORES)] for r in rows])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError("votes.csv needs the columns image and 1 to 10, whole numbers in each") from error
+    votes = table[:, 1:] if rows else torch.zeros(0, 10)
+    if not rows or (votes < 0).any() or (votes.sum(1) < 1).any():
+        raise ValueError("votes.csv needs rows of counts from 0, with a vote in each")
+    return PhotoVotes(table[:, 0], votes)
+
+
+def vote_moments(votes: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, unbiased variance) float32 [N] of the people's scores, 1..10 mapped to 0..1; the variance is
+    nan where there is one vote."""
+    places = (torch.arange(votes.shape[1], dtype=torch.float64)) / (votes.shape[1] - 1)
+    count = votes.sum(1).double()
+    mean = votes.double() @ places / count
+    spread = (votes * (places[None] - mean[:, None]).square()).sum(1) / (count - 1)
+    return mean.float(), spread.float()
+
+
+def make_ava(source: str | Path, folder: str | Path = AVA) -> None:
+    """Write votes.csv and LICENSE; the tags are left out. The origin names the scores 1..10 "score2" to
+    "score11"."""
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(source / "val.csv", newline="", encoding="utf-8") as file:
+        rows = [(int(r["image_id"]), *(int(r[f"score{k + 1}"]) for k in SCORES)) for r in csv.DictReader(file)]
+    _write(folder / "votes.csv", ("image", *map(str, SCORES)), sorted(rows))
+    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
+
+
+if __name__ == "__main__":
+    make_ava(sys.argv[-1])
