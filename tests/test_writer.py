@@ -1,0 +1,99 @@
+"""Text policies over a closed vocabulary, and word scores, against loops and normal equations."""
+
+import pytest
+import torch
+
+from rlgenkit import models
+from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, encode, make_writer, prompts,
+                                    whole_texts, words_of)
+from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
+from tests.tiny_pipelines import save_language_model
+
+NAMES = ("<pad>", "<end>", "_", "good", "film", ".", "#", "a")
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_window_model_sees_the_last_words_only_and_the_cache_changes_nothing():
+    model = WindowLM(8, draw(), window=3)
+    ids = torch.randint(3, 8, (4, 9), generator=draw(1))
+    with torch.no_grad():
+        full = model(ids).logits
+        k = 5
+        first = model(ids[:, :k])
+        second = model(ids[:, k:], past_key_values=first.past_key_values).logits
+        torch.testing.assert_close(torch.cat([first.logits, second], 1), full)
+        hidden = sum(model.place[j][ids[:, 6 - j]] for j in range(3)).tanh()  # by hand, place 6
+        torch.testing.assert_close(full[:, 6], hidden @ model.out.T + model.bias)
+        other = ids.clone()
+        other[:, 7:] = 3  # the future
+        other[:, :4] = 3  # what lies before the window
+        torch.testing.assert_close(model(other).logits[:, 6], full[:, 6])
+
+
+def test_replayed_log_probs_are_those_of_sampling():
+    writer = make_writer(NAMES, draw())
+    ids, real = prompts(writer, [[3], [4]], 3)
+    assert ids[:, 1].tolist() == [3, 3, 3, 4, 4, 4] and (ids[:, 0] == END).all()
+    batch = models.generate(writer.model, ids, 6, draw(2), 1.0, END, PAD, real)
+    with torch.no_grad():
+        assert torch.equal(models.token_logprobs(writer.model, batch), batch.log_probs)
+        step = writer.model(batch.ids).logits.log_softmax(-1)
+    for b in range(6):
+        for t in range(batch.mask.shape[1]):
+            if batch.mask[b, t]:
+                token = batch.answers[b, t]
+                torch.testing.assert_close(batch.log_probs[b, t], step[b, 1 + t, token])
+
+
+def test_whole_texts_are_answers_to_the_start():
+    writer = make_writer(NAMES, draw())
+    batch = whole_texts(writer, [[3, 4], [5]])
+    assert batch.ids.tolist() == [[END, 3, 4, END], [END, 5, END, PAD]]
+    assert batch.width == 1 and batch.mask.tolist() == [[True] * 3, [True, True, False]]
+    assert as_text(writer, batch.ids) == ["good film", "."]
+
+
+def test_a_language_model_is_read_back_as_words(tmp_path):
+    save_language_model("llama", tmp_path)
+    writer = make_writer(NAMES, draw(), tmp_path)
+    (row,) = encode(writer, [[3, 4, 6]])
+    assert row[0] == writer.end == writer.pad
+    assert writer.tokenizer.decode(row[1:]).replace(" ", "") == "goodfilm#"
+    spaced = models.TokenBatch(torch.tensor([row]), torch.ones(1, len(row)).bool(), torch.zeros(1, 1), 1.0)
+    writer.tokenizer.batch_decode = lambda ids, skip_special_tokens: ["Good film, a # x"]
+    assert words_of(writer, spaced).tolist() == [[3, 4, BLANK, 7, 6, BLANK, END]]
+
+
+def test_word_scores_solve_the_normal_equations():
+    gen = draw(3)
+    words = torch.randint(0, 8, (60, 7), generator=gen)
+    words[words == 6] = 5  # word 6 never occurs
+    ratings = torch.randn(60, generator=gen)
+    pairs = frequent_pairs(words, 8, 4)
+    for presence in (False, True):
+        fit = fit_word_score(words, ratings, 8, 2.0, pairs, presence)
+        X = torch.zeros(60, 12)
+        for b, row in enumerate(words.tolist()):
+            for w in row:
+                X[b, w] += w > 2
+            for code in zip(row, row[1:]):
+                hit = (pairs == code[0] * 8 + code[1]).nonzero().flatten()
+                X[b, 8 + hit] += 1
+        X = X.clamp(max=1) if presence else X
+        assert torch.equal(features(words, 8, pairs, presence), X)
+        residual = ratings - ratings.mean() - X @ fit.weights
+        torch.testing.assert_close(X.T @ residual, 2.0 * fit.weights, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(fit(words), X @ fit.weights + ratings.mean())
+        assert fit.weights[6] == 0 and (fit.weights[:3] == 0).all()
+
+
+def test_limits_and_bad_settings():
+    words = torch.tensor([[3, 4], [4, 5]])
+    fit = fit_word_score(words, torch.tensor([9.0, -9.0]), 8, 1e-3, limit=4.0)
+    assert fit(words).tolist() == [4.0, -4.0]
+    with pytest.raises(ValueError, match="strength"):
+        fit_word_score(words, torch.zeros(2), 8, 0.0)
+    assert frequent_pairs(torch.tensor([[3, 4, 3, 4, 5]]), 8, 1).tolist() == [3 * 8 + 4]
