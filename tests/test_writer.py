@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlgenkit import models
-from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, encode, make_writer, prompts,
-                                    whole_texts, words_of)
+from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, encode, imitate, learn,
+                                    make_writer, prompts, surprise, whole_texts, words_of)
 from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
 from tests.tiny_pipelines import save_language_model
 
@@ -97,3 +97,34 @@ def test_limits_and_bad_settings():
     with pytest.raises(ValueError, match="strength"):
         fit_word_score(words, torch.zeros(2), 8, 0.0)
     assert frequent_pairs(torch.tensor([[3, 4, 3, 4, 5]]), 8, 1).tolist() == [3 * 8 + 4]
+
+
+def test_surprise_leaves_blanks_out_and_learning_lowers_it():
+    writer = make_writer(NAMES, draw())
+    rows = [[3, BLANK, 5], [4, 4]]
+    batch = whole_texts(writer, rows)
+    logs = writer.model(batch.ids).logits.log_softmax(-1)
+    wanted = -(logs[0, 0, 3] + logs[0, 2, 5] + logs[0, 3, END] + logs[1, 0, 4] + logs[1, 1, 4]
+               + logs[1, 2, END]) / 6
+    torch.testing.assert_close(surprise(writer, batch), wanted)
+    learn(writer, rows, 60, 0.05, draw(1), 4)
+    assert surprise(writer, batch) < 0.7
+    assert models.token_logprobs(writer.model, batch)[0, 1] < -4  # the blank became unlikely
+
+
+def test_imitation_is_maximum_likelihood_whatever_the_chunk():
+    ends = []
+    for chunk in (2, 256):
+        writer = make_writer(NAMES, draw())
+        batch = models.generate(writer.model, *prompts(writer, [[3], [4], [5]])[:1], 5, draw(4), 0.5, END, PAD)
+        optimizer = torch.optim.SGD(writer.model.parameters(), lr=0.1)
+        before = [w.detach().clone() for w in writer.model.parameters()]
+        imitate(writer, optimizer, batch, 1, chunk)
+        ends.append([w.detach() for w in writer.model.parameters()])
+    plain = models.TokenBatch(batch.ids, batch.real, batch.log_probs, 1.0)
+    fresh = make_writer(NAMES, draw())
+    loss = -models.token_logprobs(fresh.model, plain).sum() / plain.mask.sum()
+    grads = torch.autograd.grad(loss, list(fresh.model.parameters()))
+    for start, grad, one, two in zip(before, grads, *ends):
+        torch.testing.assert_close(one, start - 0.1 * grad)
+        torch.testing.assert_close(two, one)

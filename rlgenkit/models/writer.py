@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, load_language_model, pad_left
+from .tokens import TokenBatch, load_language_model, pad_left, token_logprobs
 
 PAD, END, BLANK = 0, 1, 2  # the first three names of every vocabulary, as in worlds.reviews
 
@@ -107,3 +107,44 @@ def words_of(writer: Writer, batch: TokenBatch) -> Tensor:
 def as_text(writer: Writer, words: Tensor) -> list[str]:
     """Rows of word ids Long[B, L] as readable lines, without padding, end and blanks."""
     return [" ".join(writer.names[w] for w in row if w > BLANK) for row in words.tolist()]
+
+
+def surprise(writer: Writer, batch: TokenBatch, model: nn.Module | None = None) -> Tensor:
+    """Mean negative log-likelihood per token (scalar) of the batch's answers under the writer's model
+    (or another one); blanks of a window model's vocabulary are left out."""
+    mask = batch.mask
+    if writer.tokenizer is None:
+        mask = mask & (batch.answers != BLANK)
+    logs = torch.where(mask, token_logprobs(model or writer.model, batch), 0.0)
+    return -logs.sum() / mask.sum()
+
+
+def learn(writer: Writer, rows: Sequence[Sequence[int]], steps: int, rate: float,
+          generator: torch.Generator, batch: int = 64) -> None:
+    """Maximum likelihood on random rows of word ids, AdamW with a one-cycle rate.
+
+    A window model takes all rows and never learns to write a blank; a real one, which would, is given
+    the rows without.
+    """
+    usable = [row for row in rows if writer.tokenizer is None or BLANK not in row]
+    corpus = whole_texts(writer, usable)
+    optimizer = torch.optim.AdamW(writer.model.parameters(), rate, (0.9, 0.98), weight_decay=0.3)
+    slow = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    for _ in range(steps):
+        some = torch.randint(len(corpus.ids), (batch,), generator=generator).to(corpus.ids.device)
+        optimizer.zero_grad()
+        surprise(writer, corpus.index(some)).backward()
+        optimizer.step()
+        slow.step()
+
+
+def imitate(writer: Writer, optimizer: torch.optim.Optimizer, batch: TokenBatch, steps: int,
+            chunk: int = 256) -> None:
+    """`steps` optimizer steps of maximum likelihood on the batch's answers, at temperature 1 whatever
+    they were drawn at; the loss is the mean over all tokens, whatever the chunk."""
+    batch, total = replace(batch, temperature=1.0), batch.mask.sum()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(chunk):
+            (-token_logprobs(writer.model, batch.index(rows)).sum() / total).backward()
+        optimizer.step()
