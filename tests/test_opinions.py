@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 from rlgenkit import rewards as R
-from rlgenkit.worlds.ava import load_ava, make_ava, vote_moments
+from rlgenkit.worlds.ava import load_ava, make_ava, vote_duels, vote_moments
 
 
 def draws(n=6, k=4, seed=0):
@@ -106,6 +106,17 @@ def test_vote_moments_equal_the_votes_written_out():
         written = torch.repeat_interleave(torch.arange(10).double() / 9, row)
         torch.testing.assert_close(m.double(), written.mean(), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(s.double(), written.var(), rtol=1e-5, atol=1e-6)
+
+
+def test_duels_equal_all_pairs_of_votes():
+    first, second = torch.randint(0, 4, (2, 9, 10), generator=torch.Generator().manual_seed(1))
+    won, formula = vote_duels(first, second)
+    for a, b, w, f in zip(first, second, won, formula):
+        one, two = (torch.repeat_interleave(torch.arange(10), v) for v in (a, b))
+        gap = (one[:, None] - two).double()
+        torch.testing.assert_close(w, ((gap > 0).double() + 0.5 * (gap == 0)).mean())
+        width = ((one.double() / 9).var() + (two.double() / 9).var()).sqrt()
+        assert math.isclose(f, norm.cdf(((one.double().mean() - two.double().mean()) / 9 / width).item()), rel_tol=1e-4)
 
 
 def test_votes_are_made_from_the_origin_and_checked(tmp_path):

@@ -50,6 +50,17 @@ def vote_moments(votes: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), spread.float()
 
 
+def vote_duels(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """(share of duels won [B], the Gaussian formula's share [B]), float64: how often one person's score of
+    the first photograph exceeds another person's of the second (ties count half), votes [B, 10] each,
+    and Phi((mean_1 - mean_2) / sqrt(var_1 + var_2)).
+    """
+    one, two = (v.double() / v.sum(1, keepdim=True) for v in (first, second))
+    won = (one * (two.cumsum(1) - 0.5 * two)).sum(1)
+    (m1, v1), (m2, v2) = vote_moments(first), vote_moments(second)
+    return won, torch.special.ndtr(((m1 - m2) / (v1 + v2).sqrt()).double())
+
+
 def make_ava(source: str | Path, folder: str | Path = AVA) -> None:
     """Write votes.csv and LICENSE; the tags are left out. The origin names the scores 1..10 "score2" to
     "score11"."""
