@@ -5,7 +5,8 @@ import torch
 
 from rlgenkit import models
 from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, encode, imitate, learn,
-                                    make_writer, prompts, surprise, whole_texts, words_of)
+                                    log_probs, make_writer, prompts, surprise, whole_texts,
+                                    words_of, write)
 from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
 from tests.tiny_pipelines import save_language_model
 
@@ -128,3 +129,15 @@ def test_imitation_is_maximum_likelihood_whatever_the_chunk():
     for start, grad, one, two in zip(before, grads, *ends):
         torch.testing.assert_close(one, start - 0.1 * grad)
         torch.testing.assert_close(two, one)
+
+
+def test_written_answers_stay_with_their_prompts():
+    writer, other = make_writer(NAMES, draw()), make_writer(NAMES, draw(9))
+    batch, words = write(writer, [[3], [4, 5]], 2, 4, draw(1), 0.7)
+    assert words[:, :3].tolist() == [[PAD, END, 3]] * 2 + [[END, 4, 5]] * 2
+    again, _ = write(other, [[3], [4, 5]], 2, 4, draw(1), 0.7, model=writer.model)
+    assert torch.equal(again.ids, batch.ids)
+    logs = log_probs(writer, batch, 3)
+    plain = models.TokenBatch(batch.ids, batch.real, batch.log_probs, 1.0)
+    torch.testing.assert_close(logs, models.token_logprobs(writer.model, plain).detach())
+    assert not logs.requires_grad and not torch.allclose(logs, log_probs(writer, batch, 3, other.model))

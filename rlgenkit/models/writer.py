@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, load_language_model, pad_left, token_logprobs
+from .tokens import TokenBatch, generate, load_language_model, pad_left, token_logprobs
 
 PAD, END, BLANK = 0, 1, 2  # the first three names of every vocabulary, as in worlds.reviews
 
@@ -148,3 +148,23 @@ def imitate(writer: Writer, optimizer: torch.optim.Optimizer, batch: TokenBatch,
         for rows in torch.arange(len(batch.ids), device=batch.ids.device).split(chunk):
             (-token_logprobs(writer.model, batch.index(rows)).sum() / total).backward()
         optimizer.step()
+
+
+def write(writer: Writer, rows: Sequence[Sequence[int]], copies: int, new: int,
+          generator: torch.Generator, temperature: float = 1.0, chunk: int = 256,
+          model: nn.Module | None = None) -> tuple[TokenBatch, Tensor]:
+    """(batch, words Long[B, L]): `copies` answers of up to `new` tokens to each of the rows of word ids,
+    neighbors, by the writer's model or another one; the log-probs are left at 0."""
+    ids, real = prompts(writer, rows, copies)
+    batch = generate(model or writer.model, ids, new, generator, temperature, writer.end, writer.pad,
+                     real, chunk, score=False)
+    return batch, words_of(writer, batch)
+
+
+@torch.no_grad()
+def log_probs(writer: Writer, batch: TokenBatch, chunk: int = 256, model: nn.Module | None = None) -> Tensor:
+    """Log-probs [B, T] of the answers at temperature 1 under the writer's model or another one, without
+    a graph."""
+    batch = replace(batch, temperature=1.0)
+    parts = torch.arange(len(batch.ids), device=batch.ids.device).split(chunk)
+    return torch.cat([token_logprobs(model or writer.model, batch.index(rows)) for rows in parts])
