@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from rlgenkit.models import load_policy
+from rlgenkit.models import denoiser, embed, encode, load_policy
 from rlgenkit.models.train import common, consistency, flow
 from rlgenkit.models.train.common import MODELS, fit
 from rlgenkit.models.train.evaluate import SAMPLING, sample
+from rlgenkit.worlds.prompts import COLORS
 from rlgenkit.worlds import (REWARD_READER, check, load_reader, parse, read, render, sample_prompts,
                              sample_scenes)
 
@@ -126,6 +127,36 @@ def test_non_finite_loss_stops_training_and_keeps_the_checkpoint(tmp_path, monke
     with pytest.raises(FloatingPointError, match="step 3"):
         fit("bad", module, [optimizer], 5, lambda s: module.weight.sum() * (math.nan if s == 3 else 1), every=2)
     assert common._progress(tmp_path / "bad.safetensors")["step"] == 2
+
+
+def test_reading_labels_follow_from_the_captions():
+    tokenizer = flow.build_tokenizer()
+    reading = flow.Reading(tokenizer)
+    prompts = sample_prompts(400, generator=torch.Generator().manual_seed(508))
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    names = (None, "left of", "right of", "above", "below")
+    want = [(COLORS.index(g.color), g.count - 1, k, names.index(p.relation),
+             names.index(opposite.get(p.relation) if k else p.relation))
+            for p in prompts if p.word is None for k, g in enumerate(p.groups)]
+    nouns, labels = reading.labels(flow.token_ids(tokenizer, prompts))
+    assert [tuple(row) for row in labels.tolist()] == want
+    assert nouns.sum(1).tolist() == [0 if p.word else len(p.groups) for p in prompts]
+
+
+def test_flow_model_tells_left_from_right():
+    """Its loss is lower under the true caption than under the one with the opposite side."""
+    policy = load_policy(MODELS / "flow")
+    generator = torch.Generator().manual_seed(509)
+    prompts = sample_prompts(96, category="relation", generator=generator)
+    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+    wrong = [" ".join(opposite.get(w, w) for w in p.text.split()) for p in prompts]
+    x0 = encode(policy, render(sample_scenes(prompts, generator)))
+    noise = torch.randn(x0.shape, generator=generator)
+    with torch.no_grad():
+        errors = [(denoiser(policy, embed(policy, texts))(x0.lerp(noise, 0.85), torch.tensor(850.0))
+                   - (noise - x0)).square().mean((1, 2, 3)) for texts in ([p.text for p in prompts], wrong)]
+    gap = errors[1] - errors[0]
+    assert gap.mean() > 5 * gap.std() / 96 ** 0.5
 
 
 def test_consistency_boundary_conditions():

@@ -72,10 +72,11 @@ def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], s
     number, so that a resumed training equals an uninterrupted one. Returns the seconds it took.
     """
     path, rates = WORK / f"{name}.safetensors", [o.param_groups[0]["lr"] for o in optimizers]
+    device = str(next(module.parameters()).device)
     average = {k: v.detach().clone() for k, v in module.state_dict().items()}
     start, seconds = 0, 0.0
     if path.exists():
-        tensors = load_file(path)
+        tensors = load_file(path, device)
         module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
         for i, o in enumerate(optimizers):
@@ -84,8 +85,9 @@ def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], s
     began = time.perf_counter()
     for step, loss in _descend(module, optimizers, rates, start, steps, loss_at):
         rate = min(ema, (step + 1) / (step + 10))
-        for k, v in module.state_dict().items():
-            average[k].lerp_(v, 1 - rate) if v.is_floating_point() else average[k].copy_(v)
+        new = module.state_dict()
+        moving = [k for k, v in new.items() if v.is_floating_point()]
+        torch._foreach_lerp_([average[k] for k in moving], [new[k] for k in moving], 1 - rate)
         if (step + 1) % every == 0 or step + 1 == steps:
             seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
             state = {f"o{i}.{k}": v for i, o in enumerate(optimizers) for k, v in _flatten(o).items()}
@@ -102,8 +104,9 @@ def _descend(module: nn.Module, optimizers: list[torch.optim.Optimizer], rates: 
     smooth = None
     for step in range(start, steps):
         loss = loss_at(step)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}; the last checkpoint is kept")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {step}; the last checkpoint is kept")
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, rates):
@@ -111,10 +114,30 @@ def _descend(module: nn.Module, optimizers: list[torch.optim.Optimizer], rates: 
                 group["lr"] = rate * cosine(step, steps)
             optimizer.step()
         module.zero_grad(set_to_none=True)
-        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        smooth = value if smooth is None else 0.98 * smooth + 0.02 * value
         yield step, smooth
 
 
-def at_step(seed: int, step: int) -> torch.Generator:
-    """The generator of one training step."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def at_step(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """The generator of one training step, on the device that trains."""
+    return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+
+
+def write_record(name: str, device: str | torch.device, further: bool, steps: int, batch: int, scenes: int,
+                 seconds: float) -> None:
+    """Keep how a model was trained in data/models/<name>/training.json, one entry a run, for its card."""
+    device, path = torch.device(device), MODELS / name / "training.json"
+    runs = json.loads(path.read_text()) if further and path.exists() else []
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "2 CPU cores"
+    runs.append({"further": further, "steps": steps, "batch": batch, "scenes": scenes, "seconds": seconds,
+                 "device": device.type, "hardware": hardware})
+    path.write_text(json.dumps(runs, indent=1) + "\n")
+
+
+def load_weights(name: str, **parts: nn.Module) -> None:
+    """Load the weights of data/models/<name>/<part> into each module; keys that are not stored stay as built."""
+    for part, module in parts.items():
+        file, = (MODELS / name / part).glob("*.safetensors")
+        wrong = module.load_state_dict(load_file(file), strict=False).unexpected_keys
+        if wrong:
+            raise ValueError(f"{file} holds {wrong[0]}, which the network lacks.")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..folders import write_components
-from .common import MODELS, at_step, fit, optimizers_for
-from .flow import (BATCH, DROPPED, HEADS, LAYERS, TOKENS, WIDTH, build_text_encoder, build_tokenizer,
-                   latent_bank)
+from .common import MODELS, at_step, fit, load_weights, optimizers_for, write_record
+from .flow import (BATCH, HEADS, LAYERS, READING, SCENES, TEXT_STEPS, WIDTH, Reading, build_text_encoder,
+                   build_tokenizer, drop_captions, latent_bank, learn_to_read)
 
 STEPS = 6000
 SNR_CAP = 5.0  # min-SNR weighting (Hang et al. 2023): no time step dominates the loss
@@ -34,54 +34,63 @@ def build_scheduler():
                          steps_offset=1, prediction_type="epsilon")
 
 
-def predict(network, encoder, noisy: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-    """Predicted noise [B, 8, 8, 8] for integer times [B] and token ids [B, 16] (0 = padding)."""
+def encode_text(encoder, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """States [B, 16, 128] and mask [B, 16] of token ids [B, 16] (0 = padding)."""
     mask = (ids != 0).long()
-    states = encoder(ids, attention_mask=mask).last_hidden_state
-    return network(noisy, encoder_hidden_states=states, encoder_attention_mask=mask, timestep=t).sample
+    return encoder(ids, attention_mask=mask).last_hidden_state, mask
 
 
-def drop_captions(ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Replace a tenth of the captions [B, 16] by the empty one."""
-    dropped = torch.rand(len(ids), generator=generator) < DROPPED
-    return torch.where(dropped[:, None], torch.tensor([1] + [0] * (TOKENS - 1)), ids)
+def predict(network, text: tuple[Tensor, Tensor], noisy: Tensor, t: Tensor) -> Tensor:
+    """Predicted noise [B, 8, 8, 8] for integer times [B] and the states and mask of captions."""
+    return network(noisy, encoder_hidden_states=text[0], encoder_attention_mask=text[1], timestep=t).sample
 
 
-def loss(network, encoder, alphas: Tensor, latents: Tensor, ids: Tensor,
+def loss(network, encoder, reading, alphas: Tensor, latents: Tensor, ids: Tensor,
          generator: torch.Generator) -> Tensor:
-    """Noise-prediction loss with min-SNR weights; alphas = cumulative products [1000]."""
+    """Noise-prediction loss with min-SNR weights, and reading; alphas = cumulative products [1000]."""
     ids = drop_captions(ids, generator)
-    t = torch.randint(len(alphas), (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    t = torch.randint(len(alphas), (len(latents),), generator=generator, device=latents.device)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
     signal = alphas[t][:, None, None, None]
-    error = predict(network, encoder, signal.sqrt() * latents + (1 - signal).sqrt() * noise, t, ids) - noise
+    text = encode_text(encoder, ids)
+    error = predict(network, text, signal.sqrt() * latents + (1 - signal).sqrt() * noise, t) - noise
     snr = alphas[t] / (1 - alphas[t])
-    return (error.square().mean((1, 2, 3)) * (SNR_CAP / snr).clamp_max(1)).mean()
+    return (error.square().mean((1, 2, 3)) * (SNR_CAP / snr).clamp_max(1)).mean() + READING * reading(text[0], ids)
 
 
-def main(steps: int = STEPS) -> None:
-    """Train network and text encoder together; save data/models/epsilon as a PixArtAlphaPipeline."""
+def main(steps: int = STEPS, batch: int = BATCH, scenes: int = SCENES, device: str = "cpu",
+         further: bool = False) -> None:
+    """Train network and text encoder together; save data/models/epsilon as a PixArtAlphaPipeline.
+
+    further: start from the weights that are there, not from nothing.
+    """
     from diffusers import AutoencoderDC
 
     vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32).eval()
     tokenizer = build_tokenizer()
-    latents, ids = latent_bank(vae, tokenizer)
+    latents, ids = latent_bank(vae, tokenizer, scenes, device)
     torch.manual_seed(0)
-    both = nn.ModuleDict({"network": build_network(), "text": build_text_encoder(len(tokenizer))})
+    both = nn.ModuleDict({"network": build_network(), "text": build_text_encoder(len(tokenizer)),
+                          "reading": Reading(tokenizer)}).to(device)
+    if further:
+        load_weights("epsilon", transformer=both["network"], text_encoder=both["text"])
+    learn_to_read("epsilon", both["text"], both["reading"], ids, TEXT_STEPS)
     scheduler = build_scheduler()
+    alphas = scheduler.alphas_cumprod.to(device)
     optimizers = optimizers_for(both["network"], 0.02, 1.5e-3, ("transformer_blocks",))
-    optimizers[1].add_param_group({"params": list(both["text"].parameters())})
+    optimizers[1].add_param_group({"params": [*both["text"].parameters(), *both["reading"].parameters()]})
 
     def loss_at(step: int) -> Tensor:
-        generator = at_step(42, step)
-        rows = torch.randint(len(latents), (BATCH,), generator=generator)
-        return loss(both["network"], both["text"], scheduler.alphas_cumprod, latents[rows].float(),
-                    ids[rows], generator)
+        generator = at_step(42, step, device)
+        rows = torch.randint(len(latents), (batch,), generator=generator, device=device)
+        return loss(*both.values(), alphas, latents[rows].float(), ids[rows], generator)
 
-    fit("epsilon", both, optimizers, steps, loss_at, ema=0.998)
+    seconds = fit("epsilon", both, optimizers, steps, loss_at, ema=0.998)
+    both.cpu()
     parts = {"transformer": both["network"], "vae": vae, "scheduler": scheduler,
              "text_encoder": both["text"], "tokenizer": tokenizer}
     write_components("PixArtAlphaPipeline", parts, MODELS / "epsilon", torch.float16)
+    write_record("epsilon", device, further, steps=steps, batch=batch, scenes=scenes, seconds=round(seconds))
 
 
 if __name__ == "__main__":

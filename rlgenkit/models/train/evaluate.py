@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...worlds.prompts import CATEGORIES, Prompt, sample_prompts
 from ...worlds.reader import check, load_reader, read
-from .common import MODELS, WORK, _progress
+from .common import MODELS
 
 SAMPLING = {"flow": {"steps": 20, "guidance": 3.0}, "epsilon": {"steps": 20, "guidance": 3.0},
             "consistency": {"steps": 4, "guidance": 1.0}}
@@ -107,8 +107,7 @@ def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
         began = time.perf_counter()
         table = quality(name)
         contact_sheet(name)
-        seconds = _progress(WORK / f"{name}.safetensors") if (WORK / f"{name}.safetensors").exists() else {}
-        record = {"sampling": SAMPLING[name], "training": seconds, "quality": table}
+        record = {"sampling": SAMPLING[name], "quality": table}
         (MODELS / name / "quality.json").write_text(json.dumps(record, indent=1))
         print(f"{name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
         print(json.dumps(table, indent=1), flush=True)
