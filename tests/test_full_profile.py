@@ -12,6 +12,7 @@ import torch
 from ci import series as runner
 from rlgenkit.commands import run
 from rlgenkit.commands.places import ROOT, find
+from rlgenkit.models.train import vision_language as training
 from rlgenkit.worlds import gridworld as grid
 from tests.tiny_pipelines import save_language_model, save_pipeline
 
@@ -24,12 +25,32 @@ def pipeline(name: str):
     return make
 
 
+def consistency_and_rival(folder):
+    """A tiny latent consistency model, a tiny diffusion model and the small dual encoder."""
+    save_pipeline("LatentConsistencyModelPipeline", folder / "model")
+    save_pipeline("StableDiffusionPipeline", folder / "rival")
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"model": str(folder / "model"), "rival": str(folder / "rival"), "judge": clip,
+            "aligner": clip}
+
+
 def encoder(kind: str, **parameters):
     """Maker of a parameter `encoder`: a folder with a tiny language model of this type."""
     def make(folder):
         save_language_model(kind, folder / "encoder")
         return {"encoder": str(folder / "encoder"), **parameters}
     return make
+
+
+def vision_language(folder):
+    """A folder with an untrained vision-language model of two thin layers a side."""
+    training.WIDTH, training.VISION_LAYERS, training.LAYERS, kept = 32, 2, 2, (
+        training.WIDTH, training.VISION_LAYERS, training.LAYERS)
+    torch.manual_seed(0)
+    training.build().save_pretrained(folder / "model")
+    training.WIDTH, training.VISION_LAYERS, training.LAYERS = kept
+    training.build_processor().save_pretrained(folder / "model")
+    return {"model": str(folder / "model")}
 
 
 def own_pairs(folder):
@@ -56,6 +77,13 @@ def people(folder):
     return {"human_labels": str(folder)}
 
 
+def painter_and_writer(folder):
+    """A tiny flow pipeline for `model` and a tiny language model for `text_model`."""
+    save_pipeline("StableDiffusion3Pipeline", folder / "model")
+    save_language_model("llama", folder / "writer")
+    return {"model": str(folder / "model"), "text_model": str(folder / "writer")}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (pipeline("StableDiffusionPipeline"), {
@@ -78,6 +106,25 @@ CASES = {
     "17_vpl": (lambda folder: {}, {
         "steps": 20, "people": 8, "iterations": 1, "hidden": 8, "judged": 48, "images": 8,
         "draws": 5}, None),
+    "22_aes_r1": (vision_language, {
+        "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
+    "27_critique_rl": (lambda folder: {}, {
+        "stage": 2, "prompts": 8, "test": 60, "pool": 100, "fit": 5}, None),
+    "32_d3po": (pipeline("StableDiffusionPipeline"), {
+        "judge": str(ROOT / "data" / "models" / "clip"), "rounds": 2, "images": 8, "steps": 3,
+        "trained": 2, "updates": 1, "looks": 8, "flaw_rounds": 1, "flaw_prompts": 2, "chain": 6,
+        "people": 1}, None),
+    "30_raft": (painter_and_writer, {
+        "judge": str(ROOT / "data" / "models" / "clip"), "k": 2, "prompts": 2, "stages": 2,
+        "fit_steps": 1, "corpus": 1, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
+        "image_steps": 1, "ode_steps": 2}, None),
+    "31_rlcm": (consistency_and_rival, {
+        "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "samples": 8,
+        "horizons": [2], "every": 2, "rank": 4}, None),
+    "36_parrot": (pipeline("StableDiffusionPipeline"), {
+        "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 1, "images": 6,
+        "prompts": 1, "small_steps": 5, "denoising_steps": 2, "trained_steps": 1, "rank": 2,
+        "looks": 4, "draws": 5}, None),
 }  # fmt: skip
 
 
