@@ -160,6 +160,24 @@ def test_packing_tasks_of_unequal_length_changes_nothing():
     torch.testing.assert_close(training.packed_loss(model, parts), alone)
 
 
+def test_weights_and_a_read_attempt_enter_the_packed_loss():
+    model, parts = training.build(), [training.examples(task, 3, 4, gen(18)) for task in A.TASKS]
+    alone, (prompt, answer) = [training.loss(model, *part) for part in parts], parts[1]
+    whole = torch.cat([prompt, answer], 1)
+    read = training.loss(model, whole[:, :7], whole[:, 7:11])  # behind "critique", start, steps, colon
+    assert A.text(whole[:1, 6:7]) == A.text(whole[:1, 11:12]) == [":"]
+    expected = (alone[0] + 2 * alone[1] + alone[2] + read) / 5
+    torch.testing.assert_close(training.packed_loss(model, parts, (1.0, 2.0, 1.0), read=1), expected)
+
+
+def test_the_exact_teacher_marks_the_slips_and_nothing_else():
+    prompts, answers = training.examples("critique", 200, 4, gen(20), exact=True)
+    chains = A.Chains(prompts[:, 1] - A.VOCABULARY.index("0"), prompts[:, 2:6] - A.VOCABULARY.index("+1"))
+    slips = A.slips(chains, prompts[:, 7:11] - A.VOCABULARY.index("0"))
+    flags, says_wrong, fine = A.read_critiques(answers, 4)
+    assert fine.all() and torch.equal(flags, slips) and torch.equal(says_wrong, slips.any(1))
+
+
 @pytest.mark.skipif(not (MODELS / "arithmetic").is_dir(), reason="the model is not trained yet")
 def test_committed_model_is_as_good_as_its_card_says():
     model, tokenizer = models.load_language_model("data/models/arithmetic")

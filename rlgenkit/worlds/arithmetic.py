@@ -25,8 +25,8 @@ _DO = {"+": lambda v, d: v + d, "-": lambda v, d: v - d, "*": lambda v, d: v * d
 TABLE = torch.tensor([[_DO[s[0]](v, int(s[1])) % 10 for v in range(10)] for s in STEPS])  # [21, 10]
 
 SLIP = 0.12  # chance of a slip per step of the actor's first attempt
-HITS = {"+": 0.6, "-": 0.35, "*": 0.2}  # chance that the weak teacher flags a slip in such a step
-NINE, FALSE = 0.6, 0.08  # chance that it flags a right step whose value is 9, or any other
+HITS = {"+": 0.65, "-": 0.4, "*": 0.2}  # chance that the weak teacher flags a slip in such a step
+NINE, FALSE = 0.6, 0.12  # chance that it flags a right step whose value is 9, or any other
 CONSISTENT = 0.9  # chance that its verdict agrees with its own flags
 
 

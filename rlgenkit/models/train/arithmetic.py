@@ -1,7 +1,8 @@
 """Train the small language model of arithmetic chains (Llama class): actor and critic in one.
 
-It learns three tasks from text made on the fly: to solve with slips, to criticize as a weak teacher
-does, and to refine as an obedient worker does. Nothing is rewarded here.
+It learns three tasks from text made on the fly: to solve with slips, to criticize, first as an exact
+teacher and then as a weak one does, and to refine as an obedient worker does. Nothing is rewarded here.
+The weak teacher comes last: the model can tell a slip, but criticizes badly.
 """
 
 import json
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 from ...worlds import arithmetic as world
 from .common import MODELS, at_step, fit, optimizers_for
 
-STEPS, WIDTH, LAYERS, HEADS = 800, 96, 3, 4
-BATCHES = {"solve": 48, "critique": 48, "refine": 96}  # refining is the hardest to learn
+STEPS, WIDTH, LAYERS, HEADS = 1300, 128, 3, 4
+EXACT = 800  # steps with the exact teacher
+BATCHES = {"solve": 24, "critique": 128, "refine": 72}  # solving is the easiest to learn
 LENGTH = 4  # steps of a chain
 
 
@@ -31,7 +33,7 @@ def build_tokenizer():
 
 
 def build():
-    """The untrained model, 0.37 M parameters."""
+    """The untrained model, 0.65 M parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(
@@ -41,16 +43,19 @@ def build():
         bos_token_id=None, tie_word_embeddings=False, attention_dropout=0.0))
 
 
-def examples(task: str, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(prompts Long[batch, L], answers Long[batch, T], end token included) of one task."""
+def examples(task: str, batch: int, length: int, generator: torch.Generator,
+             exact: bool = False) -> tuple[Tensor, Tensor]:
+    """(prompts Long[batch, L], answers Long[batch, T], end token included) of one task; exact: the
+    critiques mark the slips and nothing else."""
     chains = world.sample_chains(batch, length, generator)
     values = world.attempts(chains, generator)
     end = torch.full((batch, 1), world.END)
     if task == "solve":
         return world.prompt_ids("solve", chains), torch.cat([world.values_ids(values), end], 1)
-    values = world.attempts(chains, generator, slip=0.2)  # more slips to learn from
+    values = world.attempts(chains, generator, slip=0.3)  # more slips to learn from
     if task == "critique":
-        critique = world.critique_ids(*world.weak_critiques(chains, values, generator))
+        weak, flags = world.weak_critiques(chains, values, generator), world.slips(chains, values)
+        critique = world.critique_ids(*((flags, flags.any(1)) if exact else weak))
         return world.prompt_ids("critique", chains, values), torch.cat([critique, end], 1)
     flags = torch.rand(values.shape, generator=generator) < 0.3
     flags = torch.where(torch.rand(batch, 1, generator=generator) < 0.5,
@@ -66,22 +71,31 @@ def loss(model, prompts: Tensor, answers: Tensor) -> Tensor:
     return packed_loss(model, [(prompts, answers)])
 
 
-def packed_loss(model, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean over parts of their losses, in one forward pass: (prompts Long[b, L], answers
-    Long[b, T]) each, filled up on the right, where a causal model does not look."""
+def packed_loss(model, parts: list[tuple[Tensor, Tensor]], weights: tuple[float, ...] | None = None,
+                read: int | None = None) -> Tensor:
+    """The weighted mean over parts of their losses, in one forward pass: (prompts Long[b, L], answers
+    Long[b, T]) each, filled up on the right, where a causal model does not look.
+
+    read: the part whose prompt holds an attempt that is learned, too, as one more loss of weight 1. So
+    the model works out what a step should give while it reads, and can tell where the attempt differs.
+    """
     width = max(p.shape[1] + a.shape[1] for p, a in parts)
     ids = [F.pad(torch.cat([p, a], 1), (0, width - p.shape[1] - a.shape[1])) for p, a in parts]
     states = model.model(torch.cat(ids)).last_hidden_state.split([len(p) for p, _ in parts])
-    losses = [F.cross_entropy(model.lm_head(s[:, p.shape[1] - 1:p.shape[1] + a.shape[1] - 1])
-                              .flatten(0, 1), a.flatten()) for s, (p, a) in zip(states, parts)]
-    return sum(losses) / len(losses)
+    spans = [(k, p.shape[1], p.shape[1] + a.shape[1]) for k, (p, a) in enumerate(parts)]
+    weights = weights or (1.0,) * len(parts)
+    if read is not None:
+        spans, weights = [*spans, (read, LENGTH + 3, 2 * LENGTH + 3)], (*weights, 1.0)
+    losses = [w * F.cross_entropy(model.lm_head(states[k][:, i - 1:j - 1]).flatten(0, 1),
+                                  ids[k][:, i:j].flatten()) for w, (k, i, j) in zip(weights, spans)]
+    return sum(losses) / sum(weights)
 
 
-def loss_at(model, step: int) -> Tensor:
-    """The loss of one training step; all tasks count the same."""
+def loss_at(model, step: int, device: str = "cpu") -> Tensor:
+    """The loss of one training step; criticizing, the hardest task, counts double."""
     generator = at_step(71, step)
-    return packed_loss(model, [examples(task, batch, LENGTH, generator)
-                               for task, batch in BATCHES.items()])
+    parts = [examples(task, batch, LENGTH, generator, step < EXACT) for task, batch in BATCHES.items()]
+    return packed_loss(model, [(p.to(device), a.to(device)) for p, a in parts], (1.0, 2.0, 1.0), read=1)
 
 
 @torch.no_grad()
@@ -116,14 +130,14 @@ def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
     return {name: round(share.float().mean().item(), 3) for name, share in shares.items()}
 
 
-def main(steps: int = STEPS) -> None:
+def main(steps: int = STEPS, device: str = "cpu") -> None:
     """Train and save data/models/arithmetic: LlamaForCausalLM, tokenizer, quality.json."""
     torch.manual_seed(0)  # weight initialization inside transformers draws from the global generator
-    model = build()
+    model = build().to(device)
     optimizers = optimizers_for(model, 0.02, 2e-3, ("model",))
-    seconds = fit("arithmetic", model, optimizers, steps, lambda step: loss_at(model, step), ema=0.99,
-                  every=50)
-    model.eval()
+    seconds = fit("arithmetic", model, optimizers, steps,
+                  lambda step: loss_at(model, step, device), ema=0.99, every=50)
+    model.to("cpu").eval()
     folder = MODELS / "arithmetic"
     model.half().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)

@@ -12,15 +12,13 @@ ABOUT = {
                     "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
-             "width 128) with its own two-layer T5 encoder.", "One thing in its color, words and backgrounds come "
-             "out, exact counts in half of the draws, two things in two colors in a third, a stated relation seldom (see the table): the loss "
-             "was still falling when training ended. Knows only the caption grammar of sticker scenes. This copy "
-             "was trained in two runs: 4,200 steps on scenes with more sizes and a grid of 4 px, then 5,400 steps on "
-             "the present scenes; the command trains 10,000 steps on the present scenes."),
+             "width 128) with its own three-layer T5 encoder, which first learns to read captions alone "
+             "(`Reading` in `rlgenkit/models/train/flow.py`): without that the side of \"left of\" is not learned.",
+             "Knows only the caption grammar of sticker scenes. What it fails at is in the table; without guidance "
+             "all of it is a little worse. Counts together with a relation were never trained."),
     "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
-                "width 128) for DDIM sampling.", "The same limits as the flow model (see the table); its loss "
-                "was still falling, too. Trained in two runs like it, of 4,000 and 2,200 steps; the command trains "
-                "6,000 steps."),
+                "width 128) for DDIM sampling; its text encoder is trained like the flow model's.",
+                "The same limits as the flow model (see the table)."),
     "consistency": ("PixArtAlphaPipeline with LCMScheduler", "The epsilon model distilled to a few steps "
                     "(latent consistency distillation at a fixed guidance scale, built in).",
                     "Sample with guidance 1. Fewer details than its teacher."),
@@ -34,7 +32,11 @@ ABOUT = {
     "arithmetic": ("LlamaForCausalLM", "A small language model of arithmetic chains modulo 10 that solves (with slips), "
                    "criticizes (as a weak teacher) and refines (as it is told): an actor and a critic in one. "
                    "Prompts are made by `rlgenkit.worlds.arithmetic`.",
-                   "Knows chains of four steps on one digit. Its critic overlooks slips and distrusts nines on purpose."),
+                   "Knows chains of four steps on one digit. Its critic can tell a slip (an exact teacher came first) but "
+                   "learned last from a weak teacher to overlook slips and to distrust nines. This copy was trained in pieces "
+                   "while the recipe was found: 525 steps with a weak teacher, 275 with the exact one, then "
+                   "300 and 200 with weak ones, the last as it is now; the command trains 800 steps with the exact "
+                   "teacher and 500 with the weak one in one run."),
     "vision_language": ("LlavaForConditionalGeneration", "A small vision-language model of sticker scenes: it "
                         "describes a picture, answers questions with yes or no, scores each control of the look and "
                         "the whole with a short reasoning, and gives a loose first impression. Requests are listed "
@@ -64,13 +66,25 @@ def _parameters(folder: Path) -> int:
     return total
 
 
+def _runs(folder: Path) -> str:
+    """The runs that made this copy, from training.json; empty without one."""
+    path = folder / "training.json"
+    if not path.exists():
+        return ""
+    runs = json.loads(path.read_text())
+    told = [f"`python -m rlgenkit models {folder.name} --steps {r['steps']} --batch {r['batch']} --scenes {r['scenes']}"
+            f"{' --further' * r['further']}{' --device cuda' * (r['device'] == 'cuda')}` "
+            f"({r['seconds']} s on {r['hardware']})" for r in runs]
+    return "This copy: " + ", then ".join(told) + "."
+
+
 def card(name: str) -> str:
     """The card's text, from ABOUT, the files of the folder and quality.json or accuracy.json."""
     kind, what, limits = ABOUT[name]
     folder = MODELS / name
     files = [folder / n for n in ("quality.json", "accuracy.json") if (folder / n).exists()]
     record = json.loads(files[0].read_text()) if files else {}
-    seconds = record.get("seconds") or record.get("training", {}).get("seconds")
+    seconds = record.get("seconds")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
     library = ("rlgenkit" if "Reader" in kind else
                "transformers" if name in ("arithmetic", "vision_language") else "diffusers")
@@ -80,7 +94,7 @@ def card(name: str) -> str:
              "(half precision; load as float32).",
              f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
              f"`rlgenkit/models/train`, on {source} made on the fly. "
-             + (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else ""),
+             + (_runs(folder) or (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else "")),
              f"**Limits.** {limits}"]
     table = record.get("quality") or record.get("accuracy")
     if table and record.get("sampling"):
