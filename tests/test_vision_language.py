@@ -219,6 +219,20 @@ def test_same_seed_same_answers_and_each_view_its_own(model, processor):
         torch.testing.assert_close(single.log_probs[0], greedy.log_probs[i, :width], rtol=1e-4, atol=1e-4)
 
 
+def test_an_answer_stops_behind_its_end_token(model, processor):
+    views = V.make_views(model, processor, render(some_scenes(3, 6)), REQUESTS)
+    free = V.answer_views(model, views, 8, gen(), 0.0, training.END, training.PAD)
+    end = int(free.answers[0, 2])
+    batch = V.answer_views(model, views, 8, gen(), 0.0, end, training.PAD)
+    for row, mask, wild, logp in zip(batch.answers, batch.mask, free.answers, batch.log_probs):
+        hits = (wild == end).nonzero()
+        length = int(hits[0]) + 1 if len(hits) else 8
+        assert mask.tolist() == [t < length for t in range(len(row))]
+        assert torch.equal(row[:length], wild[:length]) and (row[length:] == training.PAD).all()
+        assert (logp[length:] == 0).all()
+    assert batch.mask[0].sum() <= 3
+
+
 def test_tokens_are_drawn_as_often_as_the_model_says(model, processor):
     views = V.make_views(model, processor, render(some_scenes(1, 7)), REQUESTS[1])
     batch = V.answer_views(model, views, 1, gen(3), 1.0, training.END, training.PAD, 20_000)
