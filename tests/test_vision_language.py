@@ -62,6 +62,7 @@ def test_every_word_is_in_the_vocabulary(processor):
 
 
 def test_captions_say_what_is_there():
+    unclear = 0
     for scene in some_scenes(400, 1):
         prompt = Q.caption_of(scene)
         assert parse(prompt.text) == prompt and prompt.background == scene.background
@@ -73,7 +74,13 @@ def test_captions_say_what_is_there():
         if prompt.relation:
             a, b = (next(s for s in scene.stickers if (s.kind, s.color) == (g.kind, g.color))
                     for g in prompt.groups)
-            assert (a.x + 14 <= b.x) if prompt.relation == "left of" else (a.y + 14 <= b.y)
+            along, across = (b.x - a.x, b.y - a.y) if prompt.relation == "left of" else (b.y - a.y, b.x - a.x)
+            assert along >= 14 and abs(across) <= 0.7 * along
+        elif len(scene.stickers) == len(prompt.groups) == 2:  # askew: neither beside nor above
+            gaps = sorted(abs(np.subtract(*[(s.x, s.y) for s in scene.stickers])))
+            assert gaps[1] < 14 or gaps[0] > 0.7 * gaps[1]
+            unclear += 1
+    assert unclear > 5
 
 
 def test_a_stated_relation_is_never_lost():
