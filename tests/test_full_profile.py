@@ -77,6 +77,12 @@ def people(folder):
     return {"human_labels": str(folder)}
 
 
+def writer(folder):
+    """A tiny language model for `text_model`."""
+    save_language_model("llama", folder / "writer")
+    return {"text_model": str(folder / "writer")}
+
+
 def painter_and_writer(folder):
     """A tiny flow pipeline for `model` and a tiny language model for `text_model`."""
     save_pipeline("StableDiffusion3Pipeline", folder / "model")
@@ -106,6 +112,9 @@ CASES = {
     "17_vpl": (lambda folder: {}, {
         "steps": 20, "people": 8, "iterations": 1, "hidden": 8, "judged": 48, "images": 8,
         "draws": 5}, None),
+    "19_dpa": (writer, {
+        "iterations": 1, "things": 2, "directions": 1, "n": 2, "labeled": 40, "base": 1, "fit": 1,
+        "batch": 4, "new": 6, "judged": 1}, None),
     "22_aes_r1": (vision_language, {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
     "27_critique_rl": (lambda folder: {}, {
