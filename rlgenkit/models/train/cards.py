@@ -41,7 +41,8 @@ ABOUT = {
                         "describes a picture, answers questions with yes or no, scores each control of the look and "
                         "the whole with a short reasoning, and gives a loose first impression. Requests are listed "
                         "in `rlgenkit.worlds.questions`; `rlgenkit.models.ask` puts them.",
-                        "Knows these requests only, each about one picture of 64 px, and never another wording."),
+                        "Knows these requests only, each about one picture of 64 px, in no other wording. Small errors of hue "
+                        "(harmony) escape it and speckles (clutter) are counted roughly: see the table."),
 }
 
 
