@@ -1,0 +1,244 @@
+"""Artifacts: known damage, a meter that is exact on hand-made readings, a guard that learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlgenkit import worlds
+from rlgenkit.rewards import Batch, Scores, artifacts, pair_diagnostic, scored
+from rlgenkit.worlds import Reading, Scene, Sticker, render
+
+LOOK = (0.9, 0.6, 1.0, 1.0, 0.0)  # exact palette colors, no speckles
+SCENE = Scene((Sticker("heart", "red", 24.0, 40.0, 28.0),), "sky", LOOK)
+PAIR = Scene((Sticker("cat", "black", 16.0, 16.0, 24.0), Sticker("star", "blue", 48.0, 48.0, 24.0)),
+             "white", LOOK)
+
+
+def seeded(k: int) -> torch.Generator:
+    return torch.Generator().manual_seed(k)
+
+
+def reading_of(scene: Scene, spare: int = 2) -> Reading:
+    """What a perfect reader says about one scene, with `spare` detections that are not valid."""
+    n = len(scene.stickers)
+    pad = n + spare
+    kind, color = torch.zeros(1, pad, dtype=torch.long), torch.zeros(1, pad, dtype=torch.long)
+    xy, size = torch.full((1, pad, 2), 32.0), torch.full((1, pad), 30.0)
+    for k, s in enumerate(scene.stickers):
+        kind[0, k], color[0, k] = worlds.SHAPES.index(s.kind), worlds.COLORS.index(s.color)
+        xy[0, k], size[0, k] = torch.tensor([s.x, s.y]), s.size
+    valid = torch.arange(pad)[None] < n
+    return Reading(kind, color, xy, size, valid.float(), valid, torch.zeros(1, dtype=torch.long),
+                   torch.tensor([scene.look]), torch.zeros(1, 4))
+
+
+@pytest.fixture(scope="module")
+def small():
+    return worlds.load_reader(worlds.REWARD_READER)
+
+
+@pytest.fixture(scope="module")
+def guard(small):
+    images, labels = artifacts.curated_set(150, seeded(0))
+    return artifacts.train_artifact_detector(small, images, labels, seeded(1))
+
+
+@pytest.mark.parametrize("name", artifacts.ARTIFACTS)
+def test_damage_is_reproducible_local_and_visible(name):
+    clean = render([SCENE])
+    first, again = (artifacts.damage([SCENE], name, seeded(3)) for _ in range(2))
+    assert torch.equal(first, again)
+    changed = (first - clean).abs().amax(1)[0] > 0.02
+    assert 15 <= changed.sum() <= 600, name
+    rows, columns = changed.nonzero().unbind(1)
+    reach = {"floating": 1.3, "doubled": 1.0, "fused": 1.0}.get(name, 0.6) * 28 + 1
+    assert (columns + 0.5 - 24).abs().max() <= reach and (rows + 0.5 - 40).abs().max() <= reach
+
+
+def test_damage_stays_on_the_canvas():
+    corners = [replace(SCENE, stickers=(Sticker("ball", "blue", x, y, 28.0),))
+               for x in (16.0, 32.0, 48.0) for y in (16.0, 32.0, 48.0)]
+    for name in artifacts.ARTIFACTS:
+        gap = artifacts.damage(corners, name, seeded(0)) - render(corners)
+        changed = gap.abs().amax(1) > 0.02
+        assert (changed.flatten(1).sum(1) >= 15).all(), name
+
+
+def test_erased_leaves_the_empty_scene_on_one_side_and_the_sticker_on_the_other():
+    clean, empty = render([SCENE]), render([replace(SCENE, stickers=())])
+    broken = artifacts.damage([SCENE], "erased", seeded(5))
+    sticker = (clean - empty).abs().amax(1)[0] > 0.02
+    gone = ((broken - clean).abs().amax(1)[0] > 0.02) & sticker
+    assert torch.equal(broken[0][:, gone], empty[0][:, gone])
+    assert 0.3 < gone.sum() / sticker.sum() < 0.7
+    rows, columns = (m.float() for m in sticker.nonzero().unbind(1))
+    side = gone[sticker].float()
+    # A line through the center tells the two sides apart: least squares finds it.
+    design = torch.stack([columns + 0.5 - 24, rows + 0.5 - 40, torch.ones_like(rows)], 1)
+    fit = design @ torch.linalg.lstsq(design, side[:, None]).solution
+    assert ((fit[:, 0] > 0.5) == side.bool()).float().mean() > 0.9
+
+
+def test_only_one_sticker_of_a_scene_is_broken():
+    clean = render([PAIR])
+    for name in ("erased", "smeared", "deformed", "cut"):
+        changed = (artifacts.damage([PAIR], name, seeded(0)) - clean).abs().amax(1)[0] > 0.02
+        upper, lower = changed[:32, :32].any(), changed[32:, 32:].any()
+        assert bool(upper) != bool(lower), name
+
+
+def test_doubled_adds_pixels_of_the_same_color_and_fused_of_another_kind():
+    empty = render([replace(SCENE, stickers=())])
+    for name in ("doubled", "fused"):
+        broken = artifacts.damage([SCENE], name, seeded(2))
+        drawn = (broken - empty).abs().amax(1)[0] > 0.05
+        own = (render([SCENE]) - empty).abs().amax(1)[0] > 0.05
+        assert drawn.sum() > 1.1 * own.sum() and bool(drawn[own].float().mean() > 0.98)
+
+
+def test_bad_damage_is_refused_in_one_sentence():
+    for call in (lambda: artifacts.damage([SCENE], "burnt", seeded(0)),
+                 lambda: artifacts.damage([replace(SCENE, stickers=())], "cut", seeded(0)),
+                 lambda: artifacts.artifact_pairs(0, seeded(0)),
+                 lambda: artifacts.curated_set(3, seeded(0))):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_pairs_share_their_clean_pictures_and_both_go_through():
+    pairs = artifacts.artifact_pairs(4, seeded(7), through=lambda images: images / 2)
+    plain = artifacts.artifact_pairs(4, seeded(7))
+    assert [q.edit for q in pairs] == list(artifacts.ARTIFACTS)
+    for q, same in zip(pairs, plain, strict=True):
+        assert torch.equal(q.original, pairs[0].original) and (q.truth == -1).all()
+        torch.testing.assert_close(q.original, same.original / 2)
+        torch.testing.assert_close(q.edited, same.edited / 2)
+
+
+def test_a_reward_that_knows_the_clean_picture_is_always_right_and_its_opposite_never():
+    pairs = artifacts.artifact_pairs(6, seeded(8))
+    clean = pairs[0].original
+
+    def knows(batch: Batch) -> Scores:
+        return scored(-(batch.images - clean.repeat(2, 1, 1, 1)).abs().mean((1, 2, 3)))
+
+    assert pair_diagnostic(knows, pairs)["accuracy"] == 1.0
+    assert pair_diagnostic(lambda b: scored(-knows(b).values), pairs)["accuracy"] == 0.0
+
+
+def test_a_scene_read_rightly_is_explained_completely():
+    for scene in (SCENE, PAIR):
+        picture, coverage = artifacts.explained(render([scene]), reading_of(scene))
+        assert (picture - render([scene])).abs().max() < 0.03
+        assert coverage.max() <= 1.0 + 1e-5
+        assert artifacts.unexplained(render([scene]), reading_of(scene)) == 0
+
+
+def test_explained_is_the_least_squares_solution():
+    image = render([PAIR]) * 0.8 + 0.1 * torch.rand(1, 3, 64, 64, generator=seeded(1))
+    picture, coverage = artifacts.explained(image, reading_of(PAIR))
+    masks = artifacts._sticker_masks(reading_of(PAIR))[0, :2]
+    free = 1 - masks.sum(0)
+    ramp = torch.linspace(-1, 1, 64)[:, None]
+    design = torch.stack([*masks, free, free * ramp]).flatten(1).T.double()
+    target = image[0].flatten(1).T.double()
+    brute = (design @ torch.linalg.lstsq(design, target).solution).T.view(3, 64, 64)
+    torch.testing.assert_close(picture[0].double(), brute.clamp(0, 1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(coverage[0], masks.sum(0))
+
+
+def test_an_unread_square_counts_by_its_area():
+    image = render([SCENE])
+    image[:, :, 5:15, 45:55] = torch.tensor([0.0, 0.0, 0.0])[None, :, None, None]
+    score = artifacts.unexplained(image, reading_of(SCENE)).item()
+    assert 100 / 4096 <= score <= 150 / 4096  # the 3x3 mean reaches one pixel further
+
+
+def test_a_missing_detection_leaves_its_sticker_unexplained_and_an_overlap_counts():
+    image, seen = render([PAIR]), reading_of(PAIR)
+    blind = replace(seen, valid=seen.valid & (torch.arange(4)[None] != 1))
+    sticker = artifacts._sticker_masks(seen)[0, 1]
+    score = artifacts.unexplained(image, blind).item()
+    assert score > 0.6 * (sticker > 0.5).sum().item() / 4096
+    twice = Scene((*SCENE.stickers, *SCENE.stickers), "sky", LOOK)
+    overlap = artifacts._sticker_masks(reading_of(SCENE))[0, 0] > artifacts.OVERLAP / 2
+    both = artifacts.unexplained(render([SCENE]), reading_of(twice)).item()
+    assert both == pytest.approx(overlap.sum().item() / 4096)
+
+
+def test_with_the_real_reader_the_meter_prefers_the_clean_picture():
+    reader = worlds.load_reader()
+    pairs = artifacts.artifact_pairs(24, seeded(9), split="test")
+
+    def whole(batch: Batch) -> Scores:
+        return scored(-artifacts.unexplained(batch.images, worlds.read(reader, batch.images)))
+
+    result = pair_diagnostic(whole, pairs)
+    assert result["accuracy"] > 0.9 and result["hacked_by"] == []
+
+
+def test_a_curated_set_is_half_broken_and_reproducible():
+    images, labels = artifacts.curated_set(14, seeded(4))
+    again, _ = artifacts.curated_set(14, seeded(4))
+    assert images.shape == (28, 3, 64, 64) and torch.equal(images, again)
+    assert labels.tolist() == [0.0] * 14 + [1.0] * 14
+    halved, _ = artifacts.curated_set(14, seeded(4), through=lambda x: x / 2)
+    torch.testing.assert_close(halved, images / 2)
+
+
+def test_the_guard_learns_from_few_pictures_and_leaves_its_backbone_alone(small, guard):
+    pairs = artifacts.artifact_pairs(32, seeded(11), split="test")
+    result = pair_diagnostic(artifacts.artifact_reward(guard), pairs)
+    assert result["accuracy"] > 0.85
+    fresh = worlds.load_reader(worlds.REWARD_READER).state_dict()
+    assert all(torch.equal(v, small.state_dict()[k]) for k, v in fresh.items())
+    images, labels = artifacts.curated_set(32, seeded(12))
+    right = ((guard(images) > 0) == labels.bool()).float().mean()
+    assert right > 0.7  # measured 0.8 and more
+
+
+def test_training_is_reproducible_and_leaves_the_global_state_alone(small):
+    images, labels = artifacts.curated_set(14, seeded(0))
+    state = torch.get_rng_state()
+    one, two = (artifacts.train_artifact_detector(small, images, labels, seeded(3), steps=3)
+                for _ in range(2))
+    assert torch.equal(one(images), two(images))
+    assert torch.equal(state, torch.get_rng_state())
+    with pytest.raises(ValueError, match="one class"):
+        artifacts.train_artifact_detector(small, images, torch.zeros(28), seeded(3))
+
+
+def test_both_classes_weigh_the_same(small):
+    """With one broken picture in five, a head that sees nothing still settles at even odds."""
+    images = torch.full((50, 3, 64, 64), 0.5)
+    labels = (torch.arange(50) % 5 == 0).float()
+    detector = artifacts.train_artifact_detector(small, images, labels, seeded(0), steps=150)
+    assert torch.sigmoid(detector(images[:1])).item() == pytest.approx(0.5, abs=0.12)
+
+
+def test_features_are_those_of_the_reader_and_stay_so_in_training_mode(small, guard):
+    images = render([SCENE, PAIR])
+    seen = []
+    hook = small.merge.register_forward_hook(lambda module, given, out: seen.append(out))
+    small(images)
+    hook.remove()
+    torch.testing.assert_close(guard.features(images)[:, -seen[0].shape[1]:], seen[0])
+    before = guard(images)
+    assert torch.equal(guard.train()(images), before) and not guard.reader.training
+    guard.eval()
+
+
+def test_the_reward_is_the_chance_of_clean_whatever_was_asked(guard):
+    pairs = artifacts.artifact_pairs(8, seeded(13), artifacts=("fused",), split="test")
+    images = torch.cat([pairs[0].original, pairs[0].edited]).requires_grad_()
+    ids = torch.zeros(16, dtype=torch.long)
+    reward = artifacts.artifact_reward(guard)
+    values = reward(Batch(images, pairs[0].prompts * 2, ids)).values
+    other = reward(Batch(images, ["two green hearts"] * 16, ids)).values
+    assert torch.equal(values, other) and values.min() >= 0 and values.max() <= 1
+    torch.testing.assert_close(values, 1 - torch.sigmoid(guard(images)))
+    assert values[:8].mean() > values[8:].mean()
+    (slope,) = torch.autograd.grad(values.sum(), images)
+    assert slope.isfinite().all() and slope.abs().max() > 0
