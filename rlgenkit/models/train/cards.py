@@ -13,7 +13,8 @@ ABOUT = {
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
              "width 128) with its own three-layer T5 encoder, which first learns to read captions alone "
-             "(`Reading` in `rlgenkit/models/train/flow.py`): without that the side of \"left of\" is not learned.",
+             "(`Reading` in `rlgenkit/models/train/flow.py`): without that the side of \"left of\" is not learned. "
+             "The first of the two runs that made this copy had no such stage.",
              "Knows only the caption grammar of sticker scenes. What it fails at is in the table; without guidance "
              "all of it is a little worse. Counts together with a relation were never trained."),
     "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
