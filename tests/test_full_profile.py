@@ -128,12 +128,16 @@ CASES = {
         "fit_steps": 1, "corpus": 1, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
         "image_steps": 1, "ode_steps": 2}, None),
     "31_rlcm": (consistency_and_rival, {
-        "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "samples": 8,
-        "horizons": [2], "every": 2, "rank": 4}, None),
+        "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
+        "horizons": [2], "chunk": 4, "rank": 4}, None),
     "36_parrot": (pipeline("StableDiffusionPipeline"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 1, "images": 6,
         "prompts": 1, "small_steps": 5, "denoising_steps": 2, "trained_steps": 1, "rank": 2,
         "looks": 4, "draws": 5}, None),
+    "37_reward_hacking": (lambda folder: {}, {
+        "iterations": 2, "judged": 1, "groups": 2, "group_size": 4, "curated": 28,
+        "eval_prompts": 3, "eval_copies": 2, "pool": 8, "pool_prompts": 2, "pairs": 7,
+        "drawn": 6, "epochs": 20}, None),
 }  # fmt: skip
 
 
