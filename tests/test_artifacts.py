@@ -163,9 +163,11 @@ def test_a_missing_detection_leaves_its_sticker_unexplained_and_an_overlap_count
     score = artifacts.unexplained(image, blind).item()
     assert score > 0.6 * (sticker > 0.5).sum().item() / 4096
     twice = Scene((*SCENE.stickers, *SCENE.stickers), "sky", LOOK)
-    overlap = artifacts._sticker_masks(reading_of(SCENE))[0, 0] > artifacts.OVERLAP / 2
+    mask = artifacts._sticker_masks(reading_of(SCENE))[0, 0]
+    overlap, outline = mask > artifacts.OVERLAP / 2, mask > 0.01
     both = artifacts.unexplained(render([SCENE]), reading_of(twice)).item()
-    assert both == pytest.approx(overlap.sum().item() / 4096)
+    # All of the overlap, and at most the soft edge in addition, where two masks fit badly.
+    assert overlap.sum().item() / 4096 <= both <= outline.sum().item() / 4096
 
 
 def test_with_the_real_reader_the_meter_prefers_the_clean_picture():
