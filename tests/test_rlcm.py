@@ -53,6 +53,35 @@ def test_every_transition_has_the_density_of_the_renoising(horizon, last):
     assert torch.allclose(path.final.double(), end, atol=1e-4)  # the noise-free estimate is decoded
 
 
+def test_boundary_condition_near_time_zero():
+    """f(x, 0) = x, and c_skip still counts at small times."""
+    steps = s.consistency_table(ABAR, [500, 1, 0])
+    assert steps.a_x0[-1] == 1 and steps.b_x0[-1] == 0
+    x, eps = torch.randn(4, generator=generator()), torch.randn(4, generator=generator(1))
+    mine = s.denoised(steps, 1, x, eps).double()
+    assert torch.allclose(mine, f(x.double(), eps.double(), 1), atol=1e-6)
+
+
+def test_kept_graph_gives_the_gradient_of_a_replay():
+    """log p of a drawn action: d/d mean = (a - mean) / variance, the action being data."""
+    steps, shift = table(4), torch.zeros(4, requires_grad=True)
+
+    def act(x, t):
+        return torch.tanh(x) + shift[steps.t.tolist().index(int(t[0]))]
+
+    path = s.rollout(act, steps, torch.randn(5, 6, generator=generator(3)), generator(4),
+                     score_steps=range(3))
+    weight = torch.linspace(-1, 1, 15).view(3, 5)
+    kept = torch.autograd.grad((path.log_probs[:3] * weight).sum(), shift)[0]
+    again = torch.autograd.grad((s.replay(act, path, [0, 1, 2])[0] * weight).sum(), shift)[0]
+    with torch.no_grad():
+        means = s.replay(act, path, [0, 1, 2])[1]
+        gap = (path.latents[1:4] - means) / steps.std[:3].view(3, 1, 1) ** 2
+        exact = (weight * gap.mean(2)).sum(1) * steps.b[:3]
+    assert torch.equal(kept, again) and kept[:3].abs().min() > 1e-3
+    assert torch.allclose(kept[:3], exact, rtol=1e-3)
+
+
 def test_acting_steps():
     for horizon in (1, 2, 4, 8):
         for last in ("deterministic", "noisy"):
