@@ -97,6 +97,17 @@ def test_doubled_adds_pixels_of_the_same_color_and_fused_of_another_kind():
         assert drawn.sum() > 1.1 * own.sum() and bool(drawn[own].float().mean() > 0.98)
 
 
+def test_the_second_sticker_is_of_the_same_kind_or_of_another():
+    for k in range(8):
+        twin, stranger = (artifacts._second(SCENE, 0, other, seeded(k)).stickers[0]
+                          for other in (False, True))
+        assert twin.kind == "heart" and stranger.kind in set(worlds.KINDS) - {"heart"}
+        assert twin.color == stranger.color == "red" and twin.size == 28.0
+        for near in (twin, stranger):
+            reach = ((near.x - 24) ** 2 + (near.y - 40) ** 2) ** 0.5 / 28
+            assert 0.3 <= reach <= 0.45
+
+
 def test_bad_damage_is_refused_in_one_sentence():
     for call in (lambda: artifacts.damage([SCENE], "burnt", seeded(0)),
                  lambda: artifacts.damage([replace(SCENE, stickers=())], "cut", seeded(0)),
@@ -154,6 +165,9 @@ def test_an_unread_square_counts_by_its_area():
     image[:, :, 5:15, 45:55] = torch.tensor([0.0, 0.0, 0.0])[None, :, None, None]
     score = artifacts.unexplained(image, reading_of(SCENE)).item()
     assert 100 / 4096 <= score <= 150 / 4096  # the 3x3 mean reaches one pixel further
+    image = render([SCENE])
+    image[:, :, 8, 50] = 0.0  # one dark pixel is a speckle, which is a look and no artifact
+    assert artifacts.unexplained(image, reading_of(SCENE)) == 0
 
 
 def test_a_missing_detection_leaves_its_sticker_unexplained_and_an_overlap_counts():
@@ -208,8 +222,9 @@ def test_training_is_reproducible_and_leaves_the_global_state_alone(small):
                 for _ in range(2))
     assert torch.equal(one(images), two(images))
     assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(ValueError, match="one class"):
-        artifacts.train_artifact_detector(small, images, torch.zeros(28), seeded(3))
+    for only in (torch.zeros(28), torch.ones(28)):
+        with pytest.raises(ValueError, match="one class"):
+            artifacts.train_artifact_detector(small, images, only, seeded(3))
 
 
 def test_both_classes_weigh_the_same(small):
