@@ -113,6 +113,17 @@ def test_surprise_leaves_blanks_out_and_learning_lowers_it():
     assert models.token_logprobs(writer.model, batch)[0, 1] < -4  # the blank became unlikely
 
 
+@pytest.mark.parametrize("steps", [3, 4, 10, 11])
+def test_a_few_steps_of_learning_lower_the_surprise(steps):
+    writer = make_writer(NAMES, draw())
+    rows = [[3, 4, 5], [4, 4]]
+    before = surprise(writer, whole_texts(writer, rows))
+    learn(writer, rows, steps, 0.05, draw(1), 4)
+    assert surprise(writer, whole_texts(writer, rows)) < before
+    with pytest.raises(ValueError, match="steps"):
+        learn(writer, rows, 2, 0.05, draw(1), 4)
+
+
 def test_imitation_is_maximum_likelihood_whatever_the_chunk():
     ends = []
     for chunk in (2, 256):

@@ -126,10 +126,12 @@ def learn(writer: Writer, rows: Sequence[Sequence[int]], steps: int, rate: float
     A window model takes all rows and never learns to write a blank; a real one, which would, is given
     the rows without.
     """
+    if steps < 3:
+        raise ValueError(f"steps must be at least 3, for a way up and one down, got {steps}")
     usable = [row for row in rows if writer.tokenizer is None or BLANK not in row]
     corpus = whole_texts(writer, usable)
     optimizer = torch.optim.AdamW(writer.model.parameters(), rate, (0.9, 0.98), weight_decay=0.3)
-    slow = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    slow = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=max(0.1, 2 / steps))
     for _ in range(steps):
         some = torch.randint(len(corpus.ids), (batch,), generator=generator).to(corpus.ids.device)
         optimizer.zero_grad()
