@@ -245,6 +245,15 @@ def _forget_origin(config: Path) -> None:
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def local_or_hub(path_or_hub_id: str | Path) -> str | Path:
+    """The folder meant, as a path or within the checkout, its weights checked; else the hub id as given."""
+    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+        if folder.is_dir():
+            check_weights(folder)
+            return folder
+    return path_or_hub_id
+
+
 def write_components(
     name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype
 ) -> None:

@@ -56,13 +56,9 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .folders import ROOT, check_weights
+    from .folders import local_or_hub
 
-    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
-        if folder.is_dir():
-            check_weights(folder)
-            path_or_hub_id = folder
-            break
+    path_or_hub_id = local_or_hub(path_or_hub_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch.float32,

@@ -50,13 +50,9 @@ def load_vision_language(path_or_hub_id: str | Path = SMALL, device: str = "cpu"
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from .folders import ROOT, _quiet, check_weights
+    from .folders import _quiet, local_or_hub
 
-    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
-        if folder.is_dir():
-            check_weights(folder)
-            path_or_hub_id = folder
-            break
+    path_or_hub_id = local_or_hub(path_or_hub_id)
     try:
         with _quiet():
             processor = AutoProcessor.from_pretrained(path_or_hub_id)
