@@ -125,7 +125,7 @@ CASES = {
         "people": 1}, None),
     "30_raft": (painter_and_writer, {
         "judge": str(ROOT / "data" / "models" / "clip"), "k": 2, "prompts": 2, "stages": 2,
-        "fit_steps": 1, "corpus": 1, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
+        "fit_steps": 1, "corpus": 3, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
         "image_steps": 1, "ode_steps": 2}, None),
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
