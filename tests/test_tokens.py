@@ -19,11 +19,11 @@ def gen(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def small(kind):
+def small(kind, layers=2):
     torch.manual_seed(3)
     if kind == "llama":
         made = LlamaForCausalLM(LlamaConfig(
-            vocab_size=VOCAB, hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+            vocab_size=VOCAB, hidden_size=24, intermediate_size=32, num_hidden_layers=layers,
             num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
             initializer_range=0.5))
     else:
@@ -300,6 +300,79 @@ def test_dpo_loss_by_hand_and_its_gradient_weight():
     grad = torch.autograd.grad(loss, chosen)[0]
     for g, m in zip(grad.tolist(), margins):
         assert math.isclose(g, -0.5 / (1 + math.exp(m)) / 2, rel_tol=1e-5)
+
+
+# ---- LoRA on a language model's top blocks
+
+
+def adapted(top=2):
+    model = small("llama", 4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    batch = sample(model)
+    logs = models.token_logprobs(model, batch).detach()
+    return model, before, batch, logs, models.add_lora(model, 3, 6.0, generator=gen(7), top=top)
+
+
+def step_on(model, parameters, batch, advantages, rate=0.05):
+    optimizer = torch.optim.SGD(parameters, rate)
+    loss = O.token_policy_loss(models.token_logprobs(model, batch), batch.log_probs, advantages, batch.mask)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("top, blocks", [(1, {3}), (2, {2, 3}), (9, {0, 1, 2, 3}), (None, {0, 1, 2, 3})])
+def test_only_the_top_blocks_learn(top, blocks):
+    model, before, _, _, parameters = adapted(top=top)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert {int(name.split("layers.")[1].split(".")[0]) for name in learning} == blocks
+    ends = ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert {name.split(".lora_")[0].split(".")[-1] for name in learning} == set(ends)
+    assert len(parameters) == len(learning) == 8 * len(blocks)  # A and B of four projections
+
+
+def test_an_update_moves_log_probs_by_the_advantage_and_leaves_the_reference():
+    model, before, batch, logs, parameters = adapted()
+    assert torch.equal(models.token_logprobs(model, batch).detach(), logs)  # B = 0
+    advantages = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0])
+    for _ in range(3):
+        step_on(model, parameters, batch, advantages)
+    with torch.no_grad():
+        change = (models.token_logprobs(model, batch) - logs).sum(1)
+        assert change[0] > 1e-3 and change[1] < -1e-3
+        with models.reference(model):
+            assert torch.equal(models.token_logprobs(model, batch), logs)
+    for name, p in model.named_parameters():
+        if ".lora_" not in name:
+            assert torch.equal(p, before[name.replace(".base_layer", "")]) and p.grad is None
+
+
+def test_a_saved_adapter_gives_the_same_logits_here_and_in_peft(tmp_path):
+    from peft import PeftModel
+
+    model, _, batch, _, parameters = adapted()
+    step_on(model, parameters, batch, torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0]), 1.0)
+    models.save_adapter(model, tmp_path)
+    fresh = [adapted(top=top)[0] for top in (2, 1)]
+    bare = [small("llama", 4) for _ in range(2)]
+    with torch.no_grad():
+        wanted = model(batch.ids).logits
+        models.load_adapter(fresh[0], tmp_path)
+        assert torch.equal(fresh[0](batch.ids).logits, wanted)
+        models.load_adapter(bare[0], tmp_path)
+        assert torch.equal(bare[0](batch.ids).logits, wanted)
+        torch.testing.assert_close(PeftModel.from_pretrained(bare[1], tmp_path)(batch.ids).logits, wanted)
+        assert not torch.equal(small("llama", 4)(batch.ids).logits, wanted)
+    with pytest.raises(ValueError, match="other layers"):
+        models.load_adapter(fresh[1], tmp_path)
+
+
+
+def test_lora_on_language_models_refuses_bad_requests():
+    with pytest.raises(ValueError, match="at least 1 block"):
+        models.add_lora(small("llama", 4), 2, top=0)
+    with pytest.raises(ValueError, match="no default for GPT2"):
+        models.add_lora(small("gpt2"), 2)
 
 
 # ---- a real language model: SmolLM2-135M-Instruct, from its wheel

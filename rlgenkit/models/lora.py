@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+PEFT_FILE = "adapter_model.safetensors"  # the name that peft looks for
 ADAPTER = "default"
 _IMAGE = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -22,6 +23,7 @@ TARGETS = {  # attention projections; joint-attention networks have a text strea
     "PixArtTransformer2DModel": _IMAGE,
     "SD3Transformer2DModel": _IMAGE + _TEXT_STREAM,
     "FluxTransformer2DModel": _IMAGE + _TEXT_STREAM,
+    "ForCausalLM": ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Qwen, Mistral and their like
 }
 
 
@@ -43,13 +45,15 @@ def add_lora(
     alpha: float | None = None,
     targets: Sequence[str] | None = None,
     generator: torch.Generator | int = 0,
+    top: int | None = None,
 ) -> list[nn.Parameter]:
     """Freeze `network`, add an adapter of rank r, return its parameters (float32, trainable).
 
     alpha: scale times r (None: r, i.e. scale 1). targets: name endings of linear layers (None:
     the attention projections of the class). A ~ N(0, 1/r^2) drawn on the CPU from `generator`
     (or a seed), B = 0, so the network's output is unchanged at first. The global random state is
-    not touched. Raises ValueError for a bad rank, unknown targets or a second adapter.
+    not touched. top: only the last `top` blocks of a language model, so that gradients need not reach
+    those below (None: all). Raises ValueError for a bad rank, unknown targets or a second adapter.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -57,12 +61,16 @@ def add_lora(
         raise ValueError(f"rank={rank} must be at least 1.")
     if _layers(network):
         raise ValueError("The network already carries an adapter; add_lora is called once.")
+    if top is not None and top < 1:
+        raise ValueError(f"top={top} must be at least 1 block.")
     targets = _targets(network, targets)
+    blocks = None if top is None else network.config.num_hidden_layers
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
         target_modules=targets,
         init_lora_weights="gaussian",
+        layers_to_transform=None if top is None else list(range(max(blocks - top, 0), blocks)),
     )
     network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):  # peft draws from the global state
@@ -88,6 +96,8 @@ def _draw(
 def _targets(network: nn.Module, targets: Sequence[str] | None) -> list[str]:
     """Name endings of layers to adapt, each checked to occur in `network`."""
     kind = type(network).__name__
+    if targets is None and kind.endswith("ForCausalLM"):
+        targets = TARGETS["ForCausalLM"]
     if targets is None:
         if kind not in TARGETS:
             raise ValueError(f"There is no default for {kind}; pass targets=['to_q', ...].")
@@ -124,7 +134,9 @@ def reference(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def _prefix(network: nn.Module) -> str:
-    """The component name under which diffusers stores this network's adapter."""
+    """What stands before each key: peft's own, or the component's name in a pipeline of diffusers."""
+    if type(network).__name__.endswith("ForCausalLM"):
+        return "base_model.model"
     return "unet" if type(network).__name__.startswith("UNet") else "transformer"
 
 
@@ -132,7 +144,8 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
     """Write the adapter to folder/pytorch_lora_weights.safetensors and return that path.
 
     diffusers' format: pipe.load_lora_weights(folder) opens it for the pipeline classes that have
-    this method (PixArt has none). The file appears only when complete. Raises ValueError
+    this method (PixArt has none). A language model's goes to adapter_model.safetensors with peft's
+    adapter_config.json, which peft.PeftModel.from_pretrained(model, folder) opens. The file appears only when complete. Raises ValueError
     without an adapter.
     """
     from peft import get_peft_model_state_dict
@@ -146,8 +159,11 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
     meta = {"r": config.r, "lora_alpha": config.lora_alpha}
     meta["target_modules"] = sorted(config.target_modules)
     meta = {f"{prefix}.{key}": value for key, value in meta.items()}
-    path = Path(folder) / FILE
+    own = prefix == "base_model.model"
+    path = Path(folder) / (PEFT_FILE if own else FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if own:
+        config.save_pretrained(folder)
     partial = path.with_suffix(".partial")
     save_file(state, partial, {"format": "pt", "lora_adapter_metadata": json.dumps(meta)})
     os.replace(partial, path)
@@ -185,7 +201,7 @@ def load_adapter(network: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     """
     path = Path(folder)
     if path.is_dir():
-        path = path / (FILE if (path / FILE).is_file() else "adapter_model.safetensors")
+        path = path / (FILE if (path / FILE).is_file() else PEFT_FILE)
     state, alpha = _read(path)
     layers = sorted({key.rsplit(".lora_", 1)[0] for key in state})
     rank = next(value.shape[0] for key, value in state.items() if ".lora_A." in key)
