@@ -386,6 +386,65 @@ def test_alt_text_tells_the_data():
     assert "step 5 mean 1" in wb.ridge([[0.0, 1.0], [1.0, 1.0]], [0, 5]).alt
 
 
+def drawn(picture):
+    """The figure after it was drawn as `show` draws it, so that its layout is final."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(picture.figure).draw()
+    return picture.figure
+
+
+@pytest.mark.parametrize("low, high", [(32, 240), (2, 16), (0.07, 0.65), (1.1, 1.4), (2, 4.9),
+                                       (3e-4, 0.08), (1, 1e4), (1e-2, 1e14)])
+@pytest.mark.parametrize("log", ["x", "y"])
+def test_labels_of_a_log_axis_never_collide(log, low, high):
+    values = np.geomspace(low, high, 9)
+    series, x = ({"a": values}, None) if log == "y" else ({"a": np.arange(9)}, values)
+    axis = getattr(drawn(wb.lines(series, "x", "y", x=x, log=log)).axes[0], f"{log}axis")
+    ticks = zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+    first, last = axis.get_view_interval()
+    shown = [t for v, t in ticks if first <= v <= last and t.get_text()]
+    assert len(shown) >= 2 and not any(t.get_text() for t in axis.get_ticklabels(minor=True))
+    spans = [t.get_window_extent() for t in shown]
+    for k, one in enumerate(spans):
+        assert not any(one.overlaps(other) for other in spans[k + 1:]), [t.get_text() for t in shown]
+    if high < 100 * low:
+        assert all(float(t.get_text()) for t in shown)  # plain numbers, no powers of ten
+
+
+def test_steps_have_whole_numbers():
+    figure = drawn(wb.lines({"a": np.arange(5.0)}, "round", "y", x=[1, 2, 3, 4, 5]))
+    assert {float(t.get_text()) % 1 for t in figure.axes[0].get_xticklabels()} == {0.0}
+
+
+def test_numbers_in_a_matrix_are_plain_and_zero_has_no_sign():
+    from rlgenkit.workbook import plots
+
+    def written(values, **named):
+        figure = plots.heat_map(np.array(values), ["a", "b"], ["c", "d"], **named).figure
+        return [t.get_text() for t in figure.axes[0].texts]
+
+    assert written([[100.0, 99.7], [0.067, 1234.0]]) == ["100", "100", "0.067", "1234"]
+    assert written([[-0.04, 0.0], [1.25, -100.0]], signed=True) == ["0.0", "0.0", "+1.2", "-100.0"]
+
+
+def test_many_labels_stand_off_the_data_and_pictures_keep_their_size():
+    names = [f"method number {k}" for k in range(6)]
+    for picture in (wb.lines({n: np.ones(5) for n in names}, "x", "y"),
+                    wb.scatter({n: ([0.0, 1, 2], [0.0, 1, 2]) for n in names}, "x", "y"),
+                    wb.three_curves({n: {"r": np.ones((2, 5))} for n in names}, ["r"], ["proxy"])):
+        figure = drawn(picture)
+        (legend,) = figure.legends
+        frame, area = legend.get_window_extent(), figure.axes[0].get_window_extent()
+        assert not frame.overlaps(area) and figure.axes[0].get_legend() is None
+        assert frame.x0 >= 0 and frame.x1 <= figure.bbox.x1
+    images, long = torch.rand(2, 3, 8, 8), "a blue cloud below a purple star on a sand background"
+    widths = []
+    for labels in (["a", "b"], [long, "b"]):
+        widths.append(drawn(wb.image_grid(images, labels, 2)).axes[0].get_window_extent().width)
+    assert widths[1] > 0.95 * widths[0]
+
+
 def test_frontier_and_calibration_numbers():
     alt = wb.frontier({"a": ([0, 1], [0.0, 2.0]), "b": ([0.5, 2], [1.0, 1.5])}, "KL", "reward").alt
     assert "KL 0 to 1, reward 0 to 2, 2 on the front" in alt  # b's second point is beaten by a's

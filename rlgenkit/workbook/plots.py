@@ -6,18 +6,24 @@ anything by color alone: lines differ in dash, points in marker, bars in hatchin
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 
 from .claims import interval
 from .show import HATCHES, LINES, MARKERS, PALETTE, Picture, new_figure, styled
 
 Array = Any  # a torch tensor or whatever numpy takes
 DOTS = 20  # more values than this beside a bar are a smear, not information
+# Black dots and intervals must stand out from their bar, so that no bar is black.
+BARS = tuple("#999999" if color == "#000000" else color for color in PALETTE)
 
 
 @styled
@@ -29,14 +35,13 @@ def three_curves(
     xlabel: str = "step",
 ) -> Picture:
     """Proxy, truth and diversity side by side; curves: method -> metric -> [S, T] (run.curves)."""
-    figure, axes = new_figure(1, len(metrics), height=2.5)
+    figure, axes = new_figure(1, len(metrics), height=2.3 if len(curves) > 1 else 2.5)
     parts = []
     for ax, metric, title in zip(axes[0], metrics, titles):
         parts.append(f"{title}: " + _lines(ax, {m: c[metric] for m, c in curves.items()}, x))
         ax.set(title=title, xlabel=xlabel)
     if len(curves) > 1:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
-                      ncols=len(curves))
+        _legend_below(figure, axes[0, 0])
     return Picture(figure, f"{len(metrics)} panels over {xlabel}. " + " ".join(parts))
 
 
@@ -47,10 +52,12 @@ def lines(
 ) -> Picture:
     """One panel of curves with bands; series: label -> [S, T] or [T].  log: "", "x", "y", "xy"."""
     figure, axes = new_figure(width=5.2, height=2.9)
-    words = _lines(axes[0, 0], series, x)
-    axes[0, 0].set(xlabel=xlabel, ylabel=ylabel, xscale="log" if "x" in log else "linear",
-                   yscale="log" if "y" in log else "linear")
-    axes[0, 0].legend()
+    ax = axes[0, 0]
+    words = _lines(ax, series, x)
+    ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{name}scale": "log" for name in log})
+    for name in log:
+        _log_ticks(getattr(ax, f"{name}axis"))
+    _legend(figure, ax)
     return Picture(figure, f"Curves of {ylabel} over {xlabel}. {words}")
 
 
@@ -62,8 +69,9 @@ def image_grid(images: Array, labels: Sequence[str], columns: int = 8) -> Pictur
         raise ValueError(f"{len(pixels)} images need as many labels, got {len(labels)}")
     rows = -(-len(pixels) // columns)
     columns = min(columns, len(pixels))
-    figure, axes = new_figure(rows, columns, 0.95 * columns, 1.15 * rows)
-    _tiles(axes.flat, pixels, [_fold(label) for label in labels])
+    titles = [_fold(label) for label in labels]
+    figure, axes = new_figure(rows, columns, 0.95 * columns, _height(titles) * rows)
+    _tiles(axes.flat, pixels, titles)
     words = "; ".join(f"{n} x {x}" if n > 1 else x for x, n in Counter(labels).items())
     return Picture(figure, f"Grid of {len(pixels)} images, {columns} to a row: {words}.")
 
@@ -90,8 +98,9 @@ def before_after(before: Array, after: Array, gains: Array, labels: Sequence[str
     """Pairs from the same noise, sorted by reward gain.  before, after: [B, 3, H, W], gains [B]."""
     gains = _array(gains)
     order = np.argsort(-gains, kind="stable")
-    figure, axes = new_figure(2, len(order), 0.95 * len(order) + 0.4, 2.3)
-    _tiles(axes[0], _pixels(before)[order], [_fold(labels[i]) for i in order])
+    titles = [_fold(labels[i]) for i in order]
+    figure, axes = new_figure(2, len(order), 0.95 * len(order) + 0.4, _height(titles) + 1.15)
+    _tiles(axes[0], _pixels(before)[order], titles)
     _tiles(axes[1], _pixels(after)[order], [f"{gains[i]:+.2f}" for i in order])
     axes[0, 0].set_ylabel("before", fontsize=8)
     axes[1, 0].set_ylabel("after", fontsize=8)
@@ -137,7 +146,7 @@ def heat_map(
     middle = image.norm.vmin + 0.5 * (image.norm.vmax - image.norm.vmin)
     for (i, j), v in np.ndenumerate(x):
         dark = abs(v) > 0.6 * limit if signed else v < middle
-        ax.text(j, i, f"{v:+.1f}" if signed else f"{v:.2g}", ha="center", va="center", fontsize=7,
+        ax.text(j, i, _cell(v, signed), ha="center", va="center", fontsize=7,
                 color="white" if dark else "black")
     ax.set(xticks=range(len(columns)), xticklabels=names, yticks=range(len(rows)),
            yticklabels=rows, xlabel=xlabel, ylabel=ylabel)
@@ -195,7 +204,7 @@ def frontier(
                 color=PALETTE[k % 7])
     ax.plot(*xy[best].T, "o", ms=10, mfc="none", mec="black", ls="", label="Pareto front")
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
+    _legend(figure, ax)
     words = "; ".join(f"{name}: {xlabel} {_span(x)}, {ylabel} {_span(y)}, {int(n)} on the front"
                       for name, (x, y) in points.items() for n in [best[labels == name].sum()])
     return Picture(figure, f"{ylabel} against {xlabel}. {words}.")
@@ -212,7 +221,7 @@ def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = Non
     for k, (name, seeds) in enumerate(values.items()):
         seeds = _array(seeds).reshape(-1)
         mean, low, high = interval(seeds)
-        ax.bar(k, mean, color=PALETTE[k % 7], alpha=0.75, hatch=HATCHES[k % 7], edgecolor="white")
+        ax.bar(k, mean, color=BARS[k % 7], alpha=0.75, hatch=HATCHES[k % 7], edgecolor="white")
         ax.errorbar(k, mean, [[mean - low], [high - mean]], color="black", capsize=4)
         if len(seeds) <= DOTS:
             ax.plot(np.full(len(seeds), k + 0.15), seeds, ".", color="black", ms=4, ls="")
@@ -259,7 +268,7 @@ def scatter(points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str)
         words.append(f"{name}: {len(x)} points, rank correlation {rank}")
     axes[0, 0].set(xlabel=xlabel, ylabel=ylabel)
     if len(points) > 1:
-        axes[0, 0].legend()
+        _legend_below(figure, axes[0, 0])  # inside it would cover points
     return Picture(figure, f"{ylabel} against {xlabel}. " + "; ".join(words) + ".")
 
 
@@ -276,8 +285,48 @@ def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None) -> str:
         ax.fill_between(place, low, high, color=PALETTE[k % 7], alpha=0.18, lw=0)
         band = f" (interval {low[-1]:.3g} to {high[-1]:.3g})" if len(y) > 1 else ""
         words.append(f"{name} {_trend(mean, place)}{band}")
+    if (np.mod(place, 1) == 0).all():  # there is no step 2.5
+        ax.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
     seeds = f" (mean of {most} seeds)" if most > 1 else ""
     return "; ".join(words) + seeds + "."
+
+
+def _log_ticks(axis: Axis) -> None:
+    """Plain labels at 1, 2, 5 of each decade, or round ones where this leaves too few.  By itself
+    matplotlib labels every minor tick of a short range, and the labels collide."""
+    low, high = axis.get_view_interval()
+    if high < 1000 * low:  # more decades keep matplotlib's powers of ten
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+        axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    """Up to three labels find a free corner; more of them stand below, off the data."""
+    if len(ax.get_legend_handles_labels()[1]) > 3:
+        _legend_below(figure, ax)
+    else:
+        ax.legend()
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """The labels of ax under the figure, in as many rows as its width asks for."""
+    handles, labels = ax.get_legend_handles_labels()
+    rows = math.ceil(sum(0.55 + 0.065 * len(name) for name in labels) / figure.get_figwidth())
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
+
+
+def _cell(value: float, signed: bool) -> str:
+    """Two digits, but 100 as 100 (`.2g` says 1e+02), and no sign where nothing is left."""
+    if signed:
+        return "0.0" if round(value, 1) == 0 else f"{value:+.1f}"
+    return f"{value:.2g}" if abs(value) < 99.5 else f"{value:.0f}"
+
+
+def _height(titles: Sequence[str]) -> float:
+    """Inches of a row of tiles: the picture, and its title of one or more lines."""
+    return 1.03 + 0.12 * max(title.count("\n") + 1 for title in titles)
 
 
 def _trend(y: np.ndarray, x: Sequence[Any]) -> str:
