@@ -1,4 +1,4 @@
-"""The pole on a cart against Lagrange's equations, hand-made steps and known play."""
+"""Cart and car against equations of motion, published code, hand-made steps and known play."""
 
 import math
 
@@ -112,7 +112,7 @@ def test_episodes_are_steps_in_a_row_and_freeze_after_a_fall():
     first = torch.stack([control.cartpole_starts(6, gen) for _ in range(2)])  # [M, N, 4]
     noise = torch.rand(40, 2, 6, generator=gen)
     right = lambda s: torch.sigmoid(3 * s[..., 2])
-    states, actions, up = control.cartpole_episodes(right, first, noise)
+    states, actions, up = control.episodes(control.cartpole_step, right, first, noise)
     assert states.shape == (2, 41, 6, 4) and actions.shape == (2, 40, 6) and up.shape == (2, 41, 6)
     assert up[:, 0].all() and not up[:, -1].all() and torch.equal(states[:, 0], first)
     assert torch.equal(actions, (noise.transpose(0, 1) < right(states[:, :-1])).long())
@@ -124,7 +124,100 @@ def test_episodes_are_steps_in_a_row_and_freeze_after_a_fall():
 
 def test_who_fell_stays_down_even_where_the_next_step_would_lead_back():
     first = torch.tensor([[2.3999, 0.01, 0.0, 0.0]]).double()
-    _, _, up = control.cartpole_episodes(lambda s: torch.zeros(1), first, torch.ones(3, 1) / 2)
+    _, _, up = control.episodes(control.cartpole_step, lambda s: torch.zeros(1), first,
+                                torch.ones(3, 1) / 2)
     fallen = torch.tensor([[2.4001, -0.185, 0.0, 0.0]]).double()
     assert not control.cartpole_step(fallen, torch.zeros(1))[1].any()  # it would lead back
     assert up[:, 0].tolist() == [True, False, False, False]
+
+
+def published_car(position, velocity, action):
+    """MountainCar-v0's step, in plain numbers, as gymnasium's documentation and code give it."""
+    velocity += (action - 1) * 0.001 + math.cos(3 * position) * (-0.0025)
+    velocity = min(max(velocity, -0.07), 0.07)
+    position = min(max(position + velocity, -1.2), 0.6)
+    if position == -1.2 and velocity < 0:
+        velocity = 0.0
+    return position, velocity, position >= 0.5 and velocity >= 0
+
+
+def test_the_car_follows_the_published_step():
+    gen = torch.Generator().manual_seed(6)
+    s = torch.rand(3, 400, 2, generator=gen).double() * torch.tensor([1.7, 0.14]).double()
+    s -= torch.tensor([1.2, 0.07]).double()  # positions -1.2..0.5, all velocities
+    s[0, :50, 0] = -1.19  # many at the wall
+    a = torch.randint(3, (3, 400), generator=gen)
+    after, there = control.mountain_step(s, a)
+    wanted = [published_car(*x, k) for x, k in zip(s.view(-1, 2).tolist(), a.flatten().tolist())]
+    torch.testing.assert_close(after.view(-1, 2), torch.tensor([w[:2] for w in wanted]).double())
+    assert there.flatten().tolist() == [w[2] for w in wanted] and 5 < there.sum() < 200
+    crash, _ = control.mountain_step(torch.tensor([-1.19, -0.03]), torch.tensor(0))  # in fp32 too
+    assert torch.equal(crash, torch.tensor([-1.2, 0.0])) and (after[0, :50, 1] == 0).any()
+
+
+def test_car_steps_by_hand():
+    """At rest where cos 3x = 0 only the engine acts; at x = -pi/3 gravity gives 0.0025."""
+    flat, valley = -math.pi / 6, -math.pi / 3
+    s = torch.tensor([[flat, 0.0], [flat, 0], [flat, 0], [valley, 0], [-1.2, -0.05], [0.47, 0.05],
+                      [0.55, -0.03]])  # the last one rolls back over the flag: not an arrival
+    after, there = control.mountain_step(s.double(), torch.tensor([0, 1, 2, 1, 0, 2, 2]))
+    wanted = [[flat - 0.001, -0.001], [flat, 0], [flat + 0.001, 0.001],
+              [valley + 0.0025, 0.0025], [-1.2, 0],
+              [0.47 + 0.051 - 0.0025 * math.cos(1.41), 0.051 - 0.0025 * math.cos(1.41)],
+              [0.521 - 0.0025 * math.cos(1.65), -0.029 - 0.0025 * math.cos(1.65)]]
+    torch.testing.assert_close(after, torch.tensor(wanted).double(), atol=1e-7, rtol=0)
+    assert there.tolist() == [False] * 5 + [True, False]
+
+
+def test_a_coasting_car_keeps_its_energy():
+    """v^2 / 2 + 0.0025 sin(3x) / 3: the symplectic step keeps it within a small band."""
+    s = torch.tensor([-0.9, 0.0]).double()
+    energy = []
+    for _ in range(2000):
+        s, _ = control.mountain_step(s, torch.tensor(1))
+        energy.append(float(s[1] ** 2 / 2 + 0.0025 / 3 * torch.sin(3 * s[0])))
+    assert max(energy) - min(energy) < 4e-5 and s[0] > -1.2  # the hill itself is 1.7e-3 high
+
+
+def test_a_held_action_is_single_steps_and_ends_at_the_goal():
+    gen = torch.Generator().manual_seed(7)
+    s = control.mountain_starts(300, gen).double()
+    s = s + torch.rand(300, 2, generator=gen) * torch.tensor([0.9, 0.05])
+    a = torch.randint(3, (300,), generator=gen)
+    held, there = control.mountain_step(s, a, repeat=10)
+    one, arrived = s, torch.zeros(300, dtype=torch.bool)
+    for _ in range(10):
+        after, now = control.mountain_step(one, a)
+        one, arrived = torch.where(arrived[:, None], one, after), arrived | now
+    torch.testing.assert_close(held, one)
+    assert torch.equal(there, arrived) and 20 < there.sum() < 280
+    again, still = control.mountain_step(held[there], torch.zeros(int(there.sum())), repeat=10)
+    assert torch.equal(again, held[there]) and still.all()
+
+
+def drive(act, repeat, limit, n=2000):
+    """(share that arrives within `limit` steps, mean steps of these) of n cars."""
+    gen = torch.Generator().manual_seed(8)
+    first = control.mountain_starts(n, gen)
+    _, _, on = control.episodes(lambda s, a: control.mountain_step(s, 2 * a, repeat), act, first,
+                                torch.rand(limit // repeat, n, generator=gen))
+    arrived = ~on[-1]
+    return arrived.float().mean().item(), repeat * on[:, arrived].float().sum(0).mean().item()
+
+
+def test_known_drives():
+    """Full throttle never climbs, pushing along the velocity takes about 119 steps; a random
+    driver never arrives within the classic 200 steps, but does if it holds its pushes."""
+    assert drive(lambda s: torch.ones(len(s)), 1, 400)[0] == 0
+    share, steps = drive(lambda s: (s[:, 1] >= 0).float(), 1, 300)
+    assert share == 1 and steps == pytest.approx(119, abs=2)
+    half = lambda s: torch.full((len(s),), 0.5)
+    assert drive(half, 1, 200)[0] < 0.002
+    assert drive(half, 10, 400)[0] == pytest.approx(0.36, abs=0.05)
+
+
+def test_car_starts():
+    first = control.mountain_starts(1000, torch.Generator().manual_seed(0))
+    assert (first[:, 1] == 0).all() and first[:, 0].min() >= -0.6 and first[:, 0].max() <= -0.4
+    assert first[:, 0].mean() == pytest.approx(-0.5, abs=5e-3)
+    assert first[:, 0].std() == pytest.approx(0.2 / 12 ** 0.5, abs=2e-3)
