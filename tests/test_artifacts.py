@@ -184,6 +184,53 @@ def test_a_missing_detection_leaves_its_sticker_unexplained_and_an_overlap_count
     assert overlap.sum().item() / 4096 <= both <= outline.sum().item() / 4096
 
 
+def recolored(image: torch.Tensor, k: float) -> torch.Tensor:
+    """Chroma times k around the gray of each pixel; with k <= 1 nothing clips."""
+    gray = image.mean(1, keepdim=True)
+    return gray + k * (image - gray)
+
+
+def faded(image: torch.Tensor, k: float) -> torch.Tensor:
+    """Toward the color of the background's middle row."""
+    ground = image[:, :, 32:33, :1]
+    return ground + k * (image - ground)
+
+
+@pytest.mark.parametrize("paint", [recolored, faded])
+@pytest.mark.parametrize("color, background", [("red", "white"), ("blue", "sand"),
+                                               ("yellow", "sky")])
+def test_neither_vivid_nor_pale_colors_change_the_score(paint, color, background):
+    """One sticker: every difference lies on the line from background to sticker, at any color.
+
+    The reading is a little wrong on purpose, so that the clean score is not trivially zero.
+    """
+    sticker = Sticker("heart", color, 24.0, 40.0, 28.0)
+    scene = Scene((sticker,), background, LOOK)
+    wrong = reading_of(replace(scene, stickers=(replace(sticker, size=24.0),)))
+    for name in (None, "erased", "cut"):
+        image = artifacts.damage([scene], name, seeded(5)) if name else render([scene])
+        scores = [artifacts.unexplained(paint(image, k), wrong).item() for k in (0.5, 0.75, 1.0)]
+        assert min(scores) > 150 / 4096 and max(scores) - min(scores) <= 10 / 4096, (name, scores)
+
+
+def test_a_clean_scene_stays_clean_and_a_broken_one_broken_at_every_saturation_of_the_world():
+    for saturation in (0.0, 0.5, 1.0):
+        scene = replace(SCENE, look=(0.9, saturation, 1.0, 1.0, 0.0))
+        assert artifacts.unexplained(render([scene]), reading_of(scene)) == 0
+        for name in ("erased", "cut", "doubled"):
+            broken = artifacts.damage([scene], name, seeded(5))
+            assert artifacts.unexplained(broken, reading_of(scene)) > 60 / 4096, (name, saturation)
+
+
+def test_ripples_of_an_empty_canvas_are_not_damage_but_a_mark_is():
+    empty = replace(SCENE, stickers=())
+    image = render([empty])
+    image[:, :, 20:40, 20:40] -= 0.8 * artifacts.STEP * artifacts.FAINT
+    assert artifacts.unexplained(image, reading_of(empty)) == 0
+    image[:, :, 20:40, 20:40] -= 0.3
+    assert artifacts.unexplained(image, reading_of(empty)) >= 400 / 4096
+
+
 def test_with_the_real_reader_the_meter_prefers_the_clean_picture():
     reader = worlds.load_reader()
     pairs = artifacts.artifact_pairs(24, seeded(9), split="test")

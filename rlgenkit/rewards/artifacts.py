@@ -28,7 +28,8 @@ from .diagnostic import Pairs
 
 ARTIFACTS = ("erased", "smeared", "deformed", "cut", "floating", "doubled", "fused")
 CATEGORIES = ("single", "counting", "binding")
-STEP = 0.12  # how far a locally averaged color may stand from its explanation, in 0..1 units
+STEP = 0.25  # how far a locally averaged color may stand from its explanation, in units of
+FAINT = 0.2  # the color range of the explained picture, at least this much (in 0..1)
 WIDTH = 32  # channels of the guard's head
 OVERLAP = 1.4  # coverage above which two stickers claim the same pixel
 
@@ -200,13 +201,16 @@ def explained(images: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
 def unexplained(images: Tensor, reading: Reading) -> Tensor:
     """Artifact score [B] in [0,1]: the share of pixels that the scene as read does not explain.
 
-    A pixel counts if the 3x3 mean of the difference from `explained` exceeds 0.12 in a channel
-    (small speckles, which are a look of this world, mostly stay below), or if two stickers
-    overlap there, which no scene allows. What was asked for plays no role.
+    A pixel counts if the 3x3 mean of the difference from `explained` exceeds, in a channel, a
+    quarter of the widest channel range of `explained` (small speckles, which are a look of this
+    world, mostly stay below), or if two stickers overlap there, which no scene allows. The unit
+    is the picture's own: neither fading nor vivid colors change the score, as long as the reader
+    sees the same scene. What was asked for plays no role.
     """
     picture, coverage = explained(images, reading)
     gap = F.avg_pool2d(images - picture, 3, 1, 1).abs().amax(1)
-    return ((gap > STEP) | (coverage > OVERLAP)).float().mean((1, 2))
+    reach = (picture.amax((2, 3)) - picture.amin((2, 3))).amax(1).clamp_min(FAINT)
+    return ((gap > STEP * reach[:, None, None]) | (coverage > OVERLAP)).float().mean((1, 2))
 
 
 def _sticker_masks(reading: Reading) -> Tensor:
