@@ -223,7 +223,7 @@ def test_a_clean_scene_stays_clean_and_a_broken_one_broken_at_every_saturation_o
 
 
 def test_ripples_of_an_empty_canvas_are_not_damage_but_a_mark_is():
-    empty = replace(SCENE, stickers=())
+    empty = replace(SCENE, stickers=(), background="white")
     image = render([empty])
     image[:, :, 20:40, 20:40] -= 0.8 * artifacts.STEP * artifacts.FAINT
     assert artifacts.unexplained(image, reading_of(empty)) == 0
