@@ -54,7 +54,9 @@ def test_point_expert_reaches_the_middle_and_beats_weaker_gains():
 
 def test_pendulum_follows_the_published_equations():
     world, g = w.pendulum(), generator()
-    s, u = world.reset((200,), g), torch.rand(200, 1, generator=g) * 4 - 2
+    s, u = world.reset((400,), g), torch.rand(400, 1, generator=g) * 4 - 2
+    assert 3.1 < s[:, 0].abs().max() <= math.pi and 0.98 < s[:, 1].abs().max() <= 1
+    s *= torch.tensor([1.5, 8.0])  # beyond one turn, and up to the speed limit
     for (angle, speed), action, after, reward in zip(s.tolist(), u[:, 0].tolist(), world.step(s, u).tolist(),
                                                      world.reward(s, u).tolist()):
         torque = 2.0 * min(max(action, -1), 1)
@@ -63,6 +65,7 @@ def test_pendulum_follows_the_published_equations():
         assert after == pytest.approx([angle + fast * 0.05, fast], abs=1e-5)
         near = (angle + math.pi) % (2 * math.pi) - math.pi
         assert reward == pytest.approx(-(near**2 + 0.1 * speed**2 + 0.001 * torque**2), abs=1e-4)
+    assert (world.step(s, u)[:, 1].abs() == 8).sum() > 5
     assert torch.allclose(world.observe(s), torch.stack([s[:, 0].cos(), s[:, 0].sin(), s[:, 1]], -1))
 
 
