@@ -310,9 +310,12 @@ def _legend(figure: Figure, ax: Axes) -> None:
 
 
 def _legend_below(figure: Figure, ax: Axes) -> None:
-    """The labels of ax under the figure, in as many rows as its width asks for."""
+    """The labels of ax under the figure, in as few rows as its width allows."""
     handles, labels = ax.get_legend_handles_labels()
-    rows = math.ceil(sum(0.55 + 0.065 * len(name) for name in labels) / figure.get_figwidth())
+    inches = [0.6 + 0.07 * len(name) for name in labels]
+    for rows in range(1, len(labels) + 1):  # a legend fills its columns one by one
+        if sum(max(inches[k:k + rows]) for k in range(0, len(labels), rows)) < figure.get_figwidth():
+            break
     figure.set_figheight(figure.get_figheight() + 0.2 * rows)
     figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
 
