@@ -430,7 +430,8 @@ def test_numbers_in_a_matrix_are_plain_and_zero_has_no_sign():
 
 def test_many_labels_stand_off_the_data_and_pictures_keep_their_size():
     names = [f"method number {k}" for k in range(6)]
-    mixed = ["proxy", "similarity", "ensemble", "ensemble + guard", "ensemble + half guard"]
+    mixed = ["preference", "similarity", "ensemble", "ensemble + guard", "ensemble + half guard",
+             "guard alone"]
     for picture in (wb.lines({n: np.ones(5) for n in names}, "x", "y"),
                     wb.frontier({n: ([0, 1], [0, 1]) for n in mixed}, "x", "y"),
                     wb.scatter({n: ([0.0, 1, 2], [0.0, 1, 2]) for n in names}, "x", "y"),
