@@ -138,6 +138,11 @@ CASES = {
         "iterations": 2, "judged": 1, "groups": 2, "group_size": 4, "curated": 28,
         "eval_prompts": 3, "eval_copies": 2, "pool": 8, "pool_prompts": 2, "pairs": 7,
         "drawn": 6, "epochs": 20}, None),
+    "50_barfi": (lambda folder: {}, {
+        "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
+        "chain_outer": 2, "episodes": 50, "batches": 3}, None),
+    "51_lipschitz_gail": (lambda folder: {"world": "pendulum", "n_seeds": 2}, {
+        "steps": 60, "every": 20, "warmup": 15}, None),
 }  # fmt: skip
 
 
