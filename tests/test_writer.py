@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlgenkit import models
-from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, encode, imitate, learn,
+from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, chat, encode, imitate, learn,
                                     log_probs, make_writer, prompts, surprise, whole_texts,
                                     words_of, write)
 from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
@@ -66,6 +66,19 @@ def test_a_language_model_is_read_back_as_words(tmp_path):
     spaced = models.TokenBatch(torch.tensor([row]), torch.ones(1, len(row)).bool(), torch.zeros(1, 1), 1.0)
     writer.tokenizer.batch_decode = lambda ids, skip_special_tokens: ["Good film, a # x"]
     assert words_of(writer, spaced).tolist() == [[3, 4, BLANK, 7, 6, BLANK, END]]
+
+
+def test_chat_prompts_follow_the_template_and_are_padded_on_the_left(tmp_path):
+    save_language_model("llama", tmp_path)
+    writer = make_writer(NAMES, draw(), tmp_path)
+    writer.tokenizer.chat_template = ("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+                                      "{% if add_generation_prompt %}[answer]{% endif %}")
+    ids, real = chat(writer, ["good film", "a"], "be brief")
+    for row, there, text in zip(ids, real, ("good film", "a")):
+        line = f"[system] be brief [user] {text} [answer]"
+        assert row[there].tolist() == writer.tokenizer(line, add_special_tokens=False).input_ids
+        assert (row[~there] == writer.pad).all() and there[-1]
+    assert real.sum(1).unique().numel() == 2
 
 
 def test_word_scores_solve_the_normal_equations():

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +84,10 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place, gguf = _where(path_or_hub_id)
+    # The bar of the gguf reader heeds no switch of transformers.
+    bare = patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda rows, **_: rows)
     try:
-        with _quiet():
+        with _quiet(), bare:
             tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **gguf,
                                                          use_safetensors=not gguf)

@@ -93,6 +93,16 @@ def prompts(writer: Writer, rows: Sequence[Sequence[int]], copies: int = 1) -> t
     return tuple(t.repeat_interleave(copies, 0).to(device) for t in (ids, real))
 
 
+def chat(writer: Writer, texts: Sequence[str], system: str) -> tuple[Tensor, Tensor]:
+    """(ids Long[B, P], real Bool[B, P]) of a user's texts behind a system text, by the chat template of
+    the writer's tokenizer, ready for the answer."""
+    said = [[{"role": "system", "content": system}, {"role": "user", "content": text}] for text in texts]
+    rows = writer.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
+    ids, real = pad_left(rows.input_ids, writer.pad)
+    device = next(writer.model.parameters()).device
+    return ids.to(device), real.to(device)
+
+
 def words_of(writer: Writer, batch: TokenBatch) -> Tensor:
     """Word ids Long[B, L] on the CPU of prompts and answers; words outside the names are blanks."""
     if writer.tokenizer is None:
