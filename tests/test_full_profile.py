@@ -141,7 +141,7 @@ CASES = {
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),
-    "51_lipschitz_gail": (lambda folder: {"world": "pendulum", "n_seeds": 2}, {
+    "51_lipschitz_gail": (lambda folder: {"world": "pendulum"}, {
         "steps": 60, "every": 20, "warmup": 15}, None),
 }  # fmt: skip
 
