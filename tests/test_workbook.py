@@ -444,7 +444,9 @@ def test_many_labels_stand_off_the_data_and_pictures_keep_their_size():
     images, long = torch.rand(2, 3, 8, 8), "a blue cloud below a purple star on a sand background"
     widths = []
     for labels in (["a", "b"], [long, "b"]):
-        widths.append(drawn(wb.image_grid(images, labels, 2)).axes[0].get_window_extent().width)
+        figure = drawn(wb.image_grid(images, labels, 2))
+        widths.append(figure.axes[0].get_window_extent().width)
+        assert figure.axes[0].title.get_window_extent().y1 <= figure.bbox.y1  # no line cut off
     assert widths[1] > 0.95 * widths[0]
 
 

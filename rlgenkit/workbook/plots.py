@@ -329,7 +329,7 @@ def _cell(value: float, signed: bool) -> str:
 
 def _height(titles: Sequence[str]) -> float:
     """Inches of a row of tiles: the picture, and its title of one or more lines."""
-    return 1.03 + 0.12 * max(title.count("\n") + 1 for title in titles)
+    return 1.08 + 0.15 * max(title.count("\n") + 1 for title in titles)
 
 
 def _trend(y: np.ndarray, x: Sequence[Any]) -> str:
