@@ -255,6 +255,9 @@ def bench(peer: SimpleNamespace | None, repeats: int) -> dict:
         "the same, window first, 3-step tail": lambda: setting.iteration(
             range(2), reuse=True, tail=3
         ),
+        "the same, window first, 2-step tail": lambda: setting.iteration(
+            range(2), reuse=True, tail=2
+        ),
     }
     rows["iteration"] = medians(rivals, repeats)
     count = sum(p.numel() for p in setting.network.parameters())
