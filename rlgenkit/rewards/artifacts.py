@@ -28,8 +28,8 @@ from .diagnostic import Pairs
 
 ARTIFACTS = ("erased", "smeared", "deformed", "cut", "floating", "doubled", "fused")
 CATEGORIES = ("single", "counting", "binding")
-STEP = 0.25  # how far a locally averaged color may stand from its explanation, in units of
-FAINT = 0.2  # the color range of the explained picture, at least this much (in 0..1)
+STEP = 0.25  # how far a locally averaged color may stand from its explanation, in color ranges
+FAINT = 0.2  # of the explained picture, each at least this wide (in 0..1)
 WIDTH = 32  # channels of the guard's head
 OVERLAP = 1.4  # coverage above which two stickers claim the same pixel
 
