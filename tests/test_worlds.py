@@ -3,8 +3,10 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from rlgenkit.worlds import looks
 from rlgenkit.worlds.scenes import BALANCE_RANGE, GRID, hue_errors
@@ -242,6 +244,18 @@ def test_measured_looks_follow_the_controls():
     for measured, column, error in ((harmony, 2, 0.1), (clutter, 4, 0.15)):
         assert torch.corrcoef(torch.stack([measured, true[:, column]]))[0, 1] > 0.75
         assert (measured - true[:, column]).abs().mean() < error
+
+
+def test_clutter_is_the_share_of_pixels_off_their_median():
+    images = render(sample_scenes(sample_prompts(6, generator=generator(14)), generator(15)))
+    free = torch.rand(6, 64, 64, generator=generator(16)) < 0.7
+    gray = images.mean(1).numpy()
+    bump = np.abs(gray - ndimage.median_filter(gray, size=(1, 5, 5), mode="mirror")) > looks.SPECKLE
+    share = torch.tensor([b[f].mean() for b, f in zip(bump, free.numpy())])
+    a, b, c = looks.CLUTTER_FIT
+    share = share.clamp_max(-b / (2 * c))
+    expected = (a + b * share + c * share ** 2).clamp(0, 1)
+    assert torch.allclose(looks.clutter(images, free), expected.float(), atol=1e-6)
 
 
 def test_hue_errors_average_to_the_control():

@@ -93,7 +93,7 @@ def step(
     bit-equal.
     """
     a, b, std, precision, log_norm = _coefficients(table, i, x)
-    mean = x.float() * a + prediction.float() * b
+    mean = (x.float() * a).add_(prediction.float() * b)
     if sample is not None:
         sample = sample.float()
     elif isinstance(std, Tensor):
@@ -105,7 +105,7 @@ def step(
     if isinstance(precision, float) and precision == 0.0:
         return Step(sample, mean.new_zeros(len(mean)), mean)
     residual = (sample.detach() - mean).flatten(1)
-    log_prob = log_norm - residual.square().mean(1) * precision
+    log_prob = (residual.square().mean(1) * -precision).add_(log_norm)
     if reduction == "sum":
         log_prob = log_prob * residual.shape[1]
     elif reduction != "mean":
