@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
 
 # Commands that hand everything after their name to another program.
 PASSED_ON = {
-    "test": ("all tests (pytest)", ["-m", "pytest"]),
+    "test": ("all tests (pytest), one worker a core",
+             ["-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]),
     "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
     "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
     "models": ("train the embedded models from nothing", ["-m", "rlgenkit.models.train"]),
