@@ -210,7 +210,10 @@ def peer_iteration(peer: SimpleNamespace, setting: Setting) -> None:
 
 
 def bench_step(peer: SimpleNamespace | None, repeats: int) -> dict:
-    """(a) one step with its log-prob on 32x4x8x8: drawn and replayed; peer / ours when given."""
+    """(a) one step with its log-prob on 32x4x8x8: drawn and replayed; peer / ours when given.
+
+    The peer's pipeline passes one time for the batch, its training loop one per sample.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -228,6 +231,9 @@ def bench_step(peer: SimpleNamespace | None, repeats: int) -> dict:
         many = t.expand(32)
         rivals |= {
             "peer draw": lambda: peer.step(scheduler, v, t.unsqueeze(0), x, NOISE, generator=g),
+            "peer draw, a time per sample": lambda: peer.step(
+                scheduler, v, many, x, NOISE, generator=g
+            ),
             "peer replay": lambda: peer.step(scheduler, v, many, x, NOISE, prev_sample=after),
         }
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rlgenkit.models import denoiser, embed, encode, load_policy
-from rlgenkit.models.train import common, consistency, flow
+from rlgenkit.models.train import cards, common, consistency, flow
 from rlgenkit.models.train.common import MODELS, fit
 from rlgenkit.models.train.evaluate import SAMPLING, sample
 from rlgenkit.worlds.prompts import COLORS
@@ -34,6 +34,11 @@ def test_every_model_is_small_and_has_a_card():
             size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
             assert size <= 13e6, folder.name
             assert (folder / "README.md").is_file(), folder.name
+
+
+def test_cards_say_what_was_measured():
+    for name in cards.ABOUT:
+        assert (MODELS / name / "README.md").read_text() == cards.card(name), name
 
 
 def test_autoencoder_opens_in_diffusers_and_reconstructs():

@@ -119,6 +119,10 @@ def card(name: str) -> str:
                      "the mean absolute error of contrast, saturation, harmony, balance and clutter.")
     if table:
         parts.append(_rows(table))
+    if "policy" in record:
+        parts.append(f"**Headroom.** The same as the notebooks draw what they train: {record['policy']['steps']} steps at "
+                     f"guidance {record['policy']['guidance']}.")
+        parts.append(_rows(record["policy_quality"]))
     if (folder / "samples.png").exists():
         parts.append(f"![Grid of pictures drawn by the {name} model, one caption a column](samples.png)")
     return "\n\n".join(parts) + "\n"

@@ -12,6 +12,7 @@ from .common import MODELS
 
 SAMPLING = {"flow": {"steps": 20, "guidance": 3.0}, "epsilon": {"steps": 20, "guidance": 3.0},
             "consistency": {"steps": 4, "guidance": 1.0}}
+POLICY = {"steps": 6, "guidance": 1.0}  # as notebooks draw what they train: few steps, no guidance
 SHEET = ("a red cat", "three green hearts", "a blue star left of a red ball", 'the word "TEA" in blue',
          "a yellow crab and a purple umbrella", "two black airplanes on a peach background",
          "a green tree above a red droplet", 'the number "3" in red')
@@ -45,15 +46,18 @@ def sample(policy, prompts: list[Prompt], steps: int, guidance: float, seed: int
     return torch.cat(images)
 
 
-def quality(name: str, n: int = 500) -> dict[str, dict[str, float]]:
-    """Truth-meter scores over n captions kept from training ("test") and n/2 with unseen pairs."""
+def quality(name: str, sampling: dict[str, float], n: int = 500) -> dict[str, dict[str, float]]:
+    """Truth-meter scores over n captions kept from training ("test") and n/2 with unseen pairs.
+
+    sampling: steps and guidance, as in SAMPLING.
+    """
     from ...models import load_policy
 
     policy, reader = load_policy(MODELS / name), load_reader()
     generator, table = torch.Generator().manual_seed(77_001), {}
     for split, count in (("test", n), ("heldout", n // 2)):
         prompts = sample_prompts(count, split=split, generator=generator)
-        images = sample(policy, prompts, **SAMPLING[name], seed=77_002)
+        images = sample(policy, prompts, **sampling, seed=77_002)
         result = check(read(reader, images), prompts)
         for category in ("all", *CATEGORIES):
             rows = torch.tensor([category in ("all", p.category) for p in prompts])
@@ -105,9 +109,11 @@ def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
         readme_sheet()
     for name in names:
         began = time.perf_counter()
-        table = quality(name)
+        table = quality(name, SAMPLING[name])
         contact_sheet(name)
         record = {"sampling": SAMPLING[name], "quality": table}
+        if name != "consistency":
+            record |= {"policy": POLICY, "policy_quality": quality(name, POLICY)}
         (MODELS / name / "quality.json").write_text(json.dumps(record, indent=1))
         print(f"{name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
         print(json.dumps(table, indent=1), flush=True)
