@@ -105,7 +105,7 @@ def check_weights(folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars of transformers, no notice of diffusers about our own config keys."""
     from transformers.utils import logging as bars
 
@@ -129,7 +129,7 @@ def _quiet() -> Iterator[None]:
 def _open(cls: type, folder: Path, **options: Any) -> Any:
     """cls.from_pretrained(folder), local files only; any failure is one ValueError sentence."""
     try:
-        with _quiet():
+        with quiet():
             return cls.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # each class raises its own kinds; all mean an unusable folder
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -186,14 +186,18 @@ def read_components(folder: Path, dtype: torch.dtype) -> tuple[str, dict[str, An
     return name, parts
 
 
+def places(path_or_hub_id: str | Path) -> tuple[Path, Path]:
+    """Where a folder of this name may lie: the path as given, and within the checkout."""
+    return Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)
+
+
 def resolve_folder(path_or_hub_id: str | Path) -> Path:
     """The local folder of a model; an id owner/name that is no folder is fetched from the hub.
 
     A relative path counts from the working directory, else from the root of the checkout, so that
     "data/models/flow" means the same in a notebook and on the command line.
     """
-    given = Path(path_or_hub_id).expanduser()
-    for folder in (given, ROOT / given):
+    for folder in places(path_or_hub_id):
         if folder.is_dir():
             return folder
     words = str(path_or_hub_id).split("/")
@@ -247,7 +251,7 @@ def _forget_origin(config: Path) -> None:
 
 def local_or_hub(path_or_hub_id: str | Path) -> str | Path:
     """The folder meant, as a path or within the checkout, its weights checked; else the hub id as given."""
-    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+    for folder in places(path_or_hub_id):
         if folder.is_dir():
             check_weights(folder)
             return folder
@@ -272,7 +276,7 @@ def write_components(
             module = nn.Module.to(copy.deepcopy(value), dtype)
             if part == "vae":
                 _complete_config(module)
-            with _quiet():
+            with quiet():
                 module.save_pretrained(folder / part, safe_serialization=True)
             _forget_origin(folder / part / "config.json")
         else:

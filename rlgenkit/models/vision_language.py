@@ -50,11 +50,11 @@ def load_vision_language(path_or_hub_id: str | Path = SMALL, device: str = "cpu"
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from .folders import _quiet, local_or_hub
+    from .folders import quiet, local_or_hub
 
     path_or_hub_id = local_or_hub(path_or_hub_id)
     try:
-        with _quiet():
+        with quiet():
             processor = AutoProcessor.from_pretrained(path_or_hub_id)
             model = AutoModelForImageTextToText.from_pretrained(path_or_hub_id, dtype=torch.float32,
                                                                 use_safetensors=True)
