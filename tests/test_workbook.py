@@ -412,6 +412,12 @@ def test_labels_of_a_log_axis_never_collide(log, low, high):
         assert all(float(t.get_text()) for t in shown)  # plain numbers, no powers of ten
 
 
+def test_alt_text_says_what_a_mean_is_over():
+    y = np.ones((3, 2))
+    assert wb.lines({"a": y}, "x", "y").alt.endswith("(mean of 3 seeds).")
+    assert wb.lines({"a": y}, "x", "y", over="pairs").alt.endswith("(mean of 3 pairs).")
+
+
 def test_steps_have_whole_numbers():
     figure = drawn(wb.lines({"a": np.arange(5.0)}, "round", "y", x=[1, 2, 3, 4, 5]))
     assert {float(t.get_text()) % 1 for t in figure.axes[0].get_xticklabels()} == {0.0}

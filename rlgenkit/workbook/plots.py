@@ -48,12 +48,15 @@ def three_curves(
 @styled
 def lines(
     series: Mapping[str, Array], xlabel: str, ylabel: str, x: Array | None = None,
-    log: str = "",
+    log: str = "", over: str = "seeds",
 ) -> Picture:
-    """One panel of curves with bands; series: label -> [S, T] or [T].  log: "", "x", "y", "xy"."""
+    """One panel of curves with bands; series: label -> [S, T] or [T].  log: "", "x", "y", "xy".
+
+    over: what the S rows are, for the alt text.
+    """
     figure, axes = new_figure(width=5.2, height=2.9)
     ax = axes[0, 0]
-    words = _lines(ax, series, x)
+    words = _lines(ax, series, x, over)
     ax.set(xlabel=xlabel, ylabel=ylabel, **{f"{name}scale": "log" for name in log})
     for name in log:
         _log_ticks(getattr(ax, f"{name}axis"))
@@ -272,7 +275,7 @@ def scatter(points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str)
     return Picture(figure, f"{ylabel} against {xlabel}. " + "; ".join(words) + ".")
 
 
-def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None) -> str:
+def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None, over: str = "seeds") -> str:
     """Draw mean lines with bands and return their trends in words."""
     words, most = [], max(np.atleast_2d(_array(y)).shape[0] for y in series.values())
     for k, (name, values) in enumerate(series.items()):
@@ -287,7 +290,7 @@ def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None) -> str:
         words.append(f"{name} {_trend(mean, place)}{band}")
     if (np.mod(place, 1) == 0).all():  # there is no step 2.5
         ax.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
-    seeds = f" (mean of {most} seeds)" if most > 1 else ""
+    seeds = f" (mean of {most} {over})" if most > 1 else ""
     return "; ".join(words) + seeds + "."
 
 
