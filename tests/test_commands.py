@@ -3,14 +3,19 @@
 import copy
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from rlgenkit.__main__ import PASSED_ON, parser
 from rlgenkit.commands import committed, doctor, export, lint, manifest, report
-from rlgenkit.commands.places import ROOT, TEMPLATE, InputError
+from rlgenkit.commands.inputs import split_values, typed
+from rlgenkit.commands.places import ROOT, TEMPLATE, InputError, find, series
 from rlgenkit.commands.run import claims_table
+from rlgenkit.workbook.parameters import check_overrides, declared
 
 
 def executed() -> dict:
@@ -163,3 +168,39 @@ def test_offline_hook_blocks_the_network():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT / "ci" / "offline")})
     assert done.stdout.split() == ["True", "local"], done.stderr
+
+
+def told() -> list[tuple[str, str]]:
+    """(file, command) of every command line that the pages and notebooks tell a reader to type."""
+    texts = [(p.name, p.read_text(encoding="utf-8")) for p in ROOT.glob("*.md")]
+    texts += [(p.name, "".join(c["source"])) for p in [*series(), TEMPLATE]
+              for c in committed.read(p)["cells"] if c["cell_type"] == "markdown"]
+    line = re.compile(r"(?:python -m rlgenkit|papermill) [-\w][^`\n#]+")
+    joined = [(name, re.sub(r"\\\n\s*", "", text)) for name, text in texts]
+    return [(name, found) for name, text in joined for found in line.findall(text)]
+
+
+def settings(command: str) -> tuple[str, list[tuple[str, str]]]:
+    """(notebook, [(parameter, text)]) that the command sets; SystemExit where it has no such form."""
+    words = shlex.split(command)
+    if words[0] == "papermill":
+        flags = [k for k, word in enumerate(words) if word == "-p"]
+        return words[1].removesuffix(".ipynb"), [tuple(words[k + 1:k + 3]) for k in flags]
+    if words[3] in PASSED_ON:
+        return "", []
+    args = parser().parse_args(words[3:])
+    if args.command == "sweep":
+        axes = [axis.split("=", 1) for axis in args.axes]
+        return args.notebook, [(name, value) for name, text in axes for value in split_values(text)]
+    return (args.notebook, args.pairs) if args.command == "run" else ("", [])
+
+
+@pytest.mark.parametrize("command", sorted({f"{name}: {text.strip()}" for name, text in told()}))
+def test_commands_that_pages_tell_are_understood(command):
+    notebook, pairs = settings(command.split(": ", 1)[1])
+    if notebook in ("", "NN", "NB") or not pairs:
+        return
+    declaration = declared(find(notebook))
+    for name, text in pairs:
+        kind = declaration.types.get(name, "str").removesuffix(" | None")
+        check_overrides(declaration, {name: typed(text, kind)})

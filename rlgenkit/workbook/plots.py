@@ -33,12 +33,17 @@ def three_curves(
     titles: Sequence[str] = ("optimized proxy", "truth", "diversity"),
     x: Array | None = None,
     xlabel: str = "step",
+    over: str = "seeds",
 ) -> Picture:
-    """Proxy, truth and diversity side by side; curves: method -> metric -> [S, T] (run.curves)."""
+    """Proxy, truth and diversity side by side; curves: method -> metric -> [S, T] (run.curves).
+
+    over: what the S rows are, for the alt text.
+    """
     figure, axes = new_figure(1, len(metrics), height=2.3 if len(curves) > 1 else 2.5)
     parts = []
     for ax, metric, title in zip(axes[0], metrics, titles):
-        parts.append(f"{title}: " + _lines(ax, {m: c[metric] for m, c in curves.items()}, x))
+        rows = {method: curve[metric] for method, curve in curves.items()}
+        parts.append(f"{title}: " + _lines(ax, rows, x, over))
         ax.set(title=title, xlabel=xlabel)
     if len(curves) > 1:
         _legend_below(figure, axes[0, 0])
