@@ -416,6 +416,8 @@ def test_alt_text_says_what_a_mean_is_over():
     y = np.ones((3, 2))
     assert wb.lines({"a": y}, "x", "y").alt.endswith("(mean of 3 seeds).")
     assert wb.lines({"a": y}, "x", "y", over="pairs").alt.endswith("(mean of 3 pairs).")
+    curves = {"a": {"reward": y, "truth": y, "diversity": y}}
+    assert wb.three_curves(curves, over="prompts").alt.count("(mean of 3 prompts).") == 3
 
 
 def test_steps_have_whole_numbers():
