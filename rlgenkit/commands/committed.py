@@ -5,9 +5,12 @@ machine and the moment (timestamps, local paths, widget state, stderr), keeps ce
 `source_hash` ties the outputs to the code cells that made them.
 """
 
+import ast
 import hashlib
+import io
 import json
 import re
+import tokenize
 from pathlib import Path
 
 from .places import ROOT
@@ -22,10 +25,38 @@ LOCAL_PATH = re.compile(r"(?:/" + "|/".join(["home", "Users", "root", "tmp", "wo
 
 
 def source_hash(nb: dict) -> str:
-    """SHA-256 over the sources of the code cells, in order; prose may change without a new run."""
-    codes = ["".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "code"
+    """SHA-256 over what the code cells say, in order; prose, layout and comments may change
+    without a new run."""
+    codes = [code_form(c) for c in nb["cells"] if c["cell_type"] == "code"
              and "injected-parameters" not in c.get("metadata", {}).get("tags", [])]
     return hashlib.sha256(json.dumps(codes, ensure_ascii=False).encode()).hexdigest()
+
+
+def code_form(cell: dict) -> list | str:
+    """What a code cell says, without layout and comments; its text where it holds magics.
+
+    The comments of the parameters cell count: they are the help that the notebook prints.
+    """
+    text = "".join(cell["source"])
+    try:
+        form = syntax(ast.parse(text))
+    except SyntaxError:
+        return text
+    if "parameters" in cell.get("metadata", {}).get("tags", []):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        form.append([t.string for t in tokens if t.type == tokenize.COMMENT])
+    return form
+
+
+def syntax(node) -> list | str:
+    """A syntax tree as nested lists that are the same on every Python (`ast.dump` is not)."""
+    if isinstance(node, list):
+        return [syntax(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [[name, syntax(value)] for name, value in ast.iter_fields(node)
+              if value is not None and value != []]
+    return [type(node).__name__, *fields]
 
 
 def _clean_text(text: str) -> str:
