@@ -1,55 +1,21 @@
 """Generative policies: load, embed, denoise, decode, adapt. Names are resolved on first use,
 so that importing the package imports neither diffusers nor transformers."""
 
-from importlib import import_module
+from rlgenkit._lazy import lazy
 
-_HOME = {
-    "Conditioning": "policy",
-    "Policy": "policy",
-    "concat": "policy",
-    "decode": "policy",
-    "denoiser": "policy",
-    "embed": "policy",
-    "encode": "policy",
-    "load_policy": "policy",
-    "make_policy": "policy",
-    "save_policy": "policy",
-    "set_latent_statistics": "policy",
-    "unconditional": "policy",
-    "text_states": "text",
-    "TokenBatch": "tokens",
-    "generate": "tokens",
-    "load_language_model": "tokens",
-    "pad_left": "tokens",
-    "token_entropies": "tokens",
-    "token_logprobs": "tokens",
-    "Views": "vision_language",
-    "answer_distributions": "vision_language",
-    "answer_logprobs": "vision_language",
-    "answer_texts": "vision_language",
-    "answer_views": "vision_language",
-    "ask": "vision_language",
-    "freeze_views": "vision_language",
-    "given_answers": "vision_language",
-    "load_vision_language": "vision_language",
-    "make_views": "vision_language",
-    "yes_probability": "vision_language",
-    "add_lora": "lora",
-    "load_adapter": "lora",
-    "lora_parameters": "lora",
-    "reference": "lora",
-    "save_adapter": "lora",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    """Import the module that holds `name`; AttributeError for any other name."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    "lora": "add_lora load_adapter lora_parameters reference save_adapter",
+    "policy": (
+        "Conditioning Policy concat decode denoiser embed encode load_policy "
+        "make_policy save_policy set_latent_statistics unconditional"
+    ),
+    "text": "text_states",
+    "tokens": (
+        "TokenBatch generate load_language_model pad_left token_entropies "
+        "token_logprobs"
+    ),
+    "vision_language": (
+        "Views answer_distributions answer_logprobs answer_texts answer_views ask "
+        "freeze_views given_answers load_vision_language make_views yes_probability"
+    ),
+})

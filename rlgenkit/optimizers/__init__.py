@@ -1,142 +1,34 @@
 """From scores to an update: advantages, losses, anchors, weighted regression, games, update rules.
 """
 
-from .advantages import (
-    PromptTracker,
-    batch_advantages,
-    group_advantages,
-    group_moments,
-    nonzero_rows,
-    standardize_then_sum,
-)
-from .ema import Ema
-from .games import (
-    antisymmetric,
-    both_orders,
-    duality_gap,
-    exploitability,
-    group_win_rates,
-    minimax_winner,
-    solve_game,
-    win_rates,
-)
-from .losses import (
-    Clip,
-    anchor_terms,
-    anchor_weights,
-    grpo_loss,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    ppo_clip_loss,
-    ppo_clip_terms,
-    ratio_stats,
-    reinforce_loss,
-    reinforce_terms,
-    velocity_mse,
-)
-from .pareto import dominance, hypervolume, pareto_mask, pareto_ranks, pareto_weights
-from .regression import (
-    best_and_worst,
-    best_of_group,
-    nft_decay,
-    nft_loss,
-    nft_optimality,
-    nft_terms,
-    rwr_weights,
-    sparse_rwr_weights,
-    weighted_denoising_loss,
-)
-from .selection import (
-    Selector,
-    best_of_k,
-    penalized,
-    random_of_k,
-    selection_weights,
-    then,
-    top_fraction,
-)
-from .tabular import (
-    discounted_visits,
-    implicit_hypergradient,
-    potential_shaping,
-    reinforce_gradients,
-    sample_walks,
-    softmax_gradient,
-)
-from .tokens import (
-    dpo_loss,
-    masked_mean,
-    rewards_to_go,
-    rloo_advantages,
-    token_policy_loss,
-    whiten,
-)
-from .updates import Replay, make_optimizer, policy_gradient_update
+from rlgenkit._lazy import lazy
 
-__all__ = [
-    "Clip",
-    "Ema",
-    "PromptTracker",
-    "Replay",
-    "Selector",
-    "anchor_terms",
-    "anchor_weights",
-    "antisymmetric",
-    "batch_advantages",
-    "best_and_worst",
-    "best_of_group",
-    "best_of_k",
-    "both_orders",
-    "discounted_visits",
-    "dominance",
-    "dpo_loss",
-    "duality_gap",
-    "exploitability",
-    "group_advantages",
-    "group_moments",
-    "group_win_rates",
-    "grpo_loss",
-    "hypervolume",
-    "implicit_hypergradient",
-    "kl_k1",
-    "kl_k2",
-    "kl_k3",
-    "make_optimizer",
-    "masked_mean",
-    "minimax_winner",
-    "nft_decay",
-    "nft_loss",
-    "nft_optimality",
-    "nft_terms",
-    "nonzero_rows",
-    "pareto_mask",
-    "pareto_ranks",
-    "pareto_weights",
-    "penalized",
-    "policy_gradient_update",
-    "potential_shaping",
-    "ppo_clip_loss",
-    "ppo_clip_terms",
-    "random_of_k",
-    "ratio_stats",
-    "reinforce_gradients",
-    "reinforce_loss",
-    "reinforce_terms",
-    "rewards_to_go",
-    "rloo_advantages",
-    "rwr_weights",
-    "sample_walks",
-    "selection_weights",
-    "softmax_gradient",
-    "solve_game",
-    "sparse_rwr_weights",
-    "standardize_then_sum",
-    "then",
-    "token_policy_loss",
-    "top_fraction",
-    "velocity_mse",
-    "weighted_denoising_loss",
-    "whiten",
-    "win_rates",
-]
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    "advantages": (
+        "PromptTracker batch_advantages group_advantages group_moments nonzero_rows "
+        "standardize_then_sum"
+    ),
+    "ema": "Ema",
+    "games": (
+        "antisymmetric both_orders duality_gap exploitability group_win_rates "
+        "minimax_winner solve_game win_rates"
+    ),
+    "losses": (
+        "Clip anchor_terms anchor_weights grpo_loss kl_k1 kl_k2 kl_k3 ppo_clip_loss "
+        "ppo_clip_terms ratio_stats reinforce_loss reinforce_terms velocity_mse"
+    ),
+    "pareto": "dominance hypervolume pareto_mask pareto_ranks pareto_weights",
+    "regression": (
+        "best_and_worst best_of_group nft_decay nft_loss nft_optimality nft_terms "
+        "rwr_weights sparse_rwr_weights weighted_denoising_loss"
+    ),
+    "selection": (
+        "Selector best_of_k penalized random_of_k selection_weights then top_fraction"
+    ),
+    "tabular": (
+        "discounted_visits implicit_hypergradient potential_shaping reinforce_gradients "
+        "sample_walks softmax_gradient"
+    ),
+    "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
+    "updates": "Replay make_optimizer policy_gradient_update",
+})

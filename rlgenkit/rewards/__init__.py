@@ -1,132 +1,55 @@
 """From samples to scores: a reward is a plain callable `reward(batch: Batch) -> Scores`."""
 
-from .aesthetic import aesthetic_score, aesthetic_terms, aesthetic_truth
-from .agreement import (
-    bootstrap_over_items,
-    kendall,
-    leave_one_out_ceiling,
-    pairwise_accuracy,
-    pearson,
-    spearman,
-)
-from .batch import Batch, Reward, Scores, parsed, scored, texts, where_defined
-from .best_of import (
-    best_of,
-    best_of_kl,
-    best_of_weights,
-    diversity_of_picks,
-    in_units,
-    pick_shares,
-    press,
-)
-from .calibration import (
-    CalibrationTable,
-    binomial_loss,
-    calibration_table,
-    expected_calibration_error,
-    fit_feedback,
-    shift_prior,
-    undo_negative_sampling,
-    vote_auroc,
-)
-from .combine import (
-    combined,
-    effective_weights,
-    minimum,
-    product,
-    standardize,
-    standardized_sum,
-    weighted_sum,
-)
-from .composition import (
-    all_right_score,
-    binding_score,
-    composition_score,
-    count_score,
-    from_reader,
-    has_digit,
-    relation_score,
-    typographic_count_score,
-)
-from .diagnostic import EDITS, Pairs, blind_spots, make_pairs, pair_diagnostic
-from .diversity import diversity, mean_pairwise_distance
-from .judges import (
-    Checklist,
-    Choice,
-    Reading,
-    Scale,
-    checklist_scores,
-    choice_indices,
-    mean_scores,
-    pairwise_scores,
-    parse_judgment,
-    scalar_scores,
-)
-from .opinions import error_reward, opinion_moments, rank_reward, step_reward
-from .pairwise import (
-    LinearFit,
-    Strength,
-    Treatment,
-    Verdicts,
-    Voters,
-    atoms_log_win,
-    bradley_terry_loss,
-    fit_bradley_terry,
-    fit_by_evidence,
-    fit_linear_pairs,
-    fold_rows,
-    judge_pairs,
-    new_voters,
-    normal_log_win,
-    pairwise_ce,
-    swapped,
-    train_voters,
-    treat,
-    verdicts,
-    vote,
-)
-from .pixels import (
-    STATISTICS,
-    brightness,
-    color_entropy,
-    colorfulness,
-    compressibility,
-    contrast,
-    edge_density,
-    incompressibility,
-    jpeg_kb,
-    luminance,
-    of_images,
-    picture_statistics,
-    saturation,
-    sharpness,
-    warmth,
-)
-from .proxy import (
-    AestheticProxy,
-    aesthetic_proxy_reward,
-    curated_looks,
-    load_aesthetic_proxy,
-    local_texture,
-    measure_flaw,
-    rate,
-    save_aesthetic_proxy,
-    train_aesthetic_proxy,
-)
-from .sentences import (
-    LinearHead,
-    SentenceEncoder,
-    embed_opinpref,
-    embed_sentences,
-    load_sentence_encoder,
-    principal_axes,
-    sentence_reward,
-)
-from .similarity import (
-    DualEncoder,
-    embed_images,
-    embed_texts,
-    load_dual_encoder,
-    similarity_reward,
-)
-from .words import ocr_reward, rapid_ocr, word_score, word_similarity
+from rlgenkit._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    "aesthetic": "aesthetic_score aesthetic_terms aesthetic_truth",
+    "agreement": (
+        "bootstrap_over_items kendall leave_one_out_ceiling pairwise_accuracy pearson "
+        "spearman"
+    ),
+    "batch": "Batch Reward Scores parsed scored texts where_defined",
+    "calibration": (
+        "CalibrationTable binomial_loss calibration_table expected_calibration_error "
+        "fit_feedback shift_prior undo_negative_sampling vote_auroc"
+    ),
+    "combine": (
+        "combined effective_weights minimum product standardize standardized_sum "
+        "weighted_sum"
+    ),
+    "composition": (
+        "all_right_score binding_score composition_score count_score from_reader "
+        "has_digit relation_score typographic_count_score"
+    ),
+    "diagnostic": "EDITS Pairs blind_spots make_pairs pair_diagnostic",
+    "judges": (
+        "Checklist Choice Reading Scale checklist_scores choice_indices mean_scores "
+        "pairwise_scores parse_judgment scalar_scores"
+    ),
+    "opinions": "error_reward opinion_moments rank_reward step_reward",
+    "pairwise": (
+        "LinearFit Strength Treatment Verdicts Voters atoms_log_win bradley_terry_loss "
+        "fit_bradley_terry fit_by_evidence fit_linear_pairs fold_rows judge_pairs "
+        "new_voters normal_log_win pairwise_ce swapped train_voters treat verdicts vote"
+    ),
+    "picks": (
+        "best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares "
+        "press"
+    ),
+    "pixels": (
+        "STATISTICS brightness color_entropy colorfulness compressibility contrast "
+        "edge_density incompressibility jpeg_kb luminance of_images picture_statistics "
+        "saturation sharpness warmth"
+    ),
+    "proxy": (
+        "AestheticProxy aesthetic_proxy_reward curated_looks load_aesthetic_proxy "
+        "local_texture measure_flaw rate save_aesthetic_proxy train_aesthetic_proxy"
+    ),
+    "sentences": (
+        "LinearHead SentenceEncoder embed_opinpref embed_sentences "
+        "load_sentence_encoder principal_axes sentence_reward"
+    ),
+    "similarity": "DualEncoder embed_images embed_texts load_dual_encoder similarity_reward",
+    "spread": "diversity mean_pairwise_distance",
+    "words": "ocr_reward rapid_ocr word_score word_similarity",
+})

@@ -5,71 +5,21 @@ windows and multistep consistency sampling, for drawing and for replay. A table 
 coefficients.
 """
 
-from .forward import noised_diffusion, noised_flow
-from .rollout import (
-    Denoiser,
-    Step,
-    Trajectory,
-    branch_rollout,
-    denoised,
-    draw_noise,
-    initial_noise,
-    noise_floor,
-    replay,
-    rollout,
-    step,
-)
-from .tables import (
-    StepTable,
-    consistency_table,
-    consistency_table_from_scheduler,
-    consistency_timesteps,
-    ddim_table,
-    ddim_table_from_scheduler,
-    flow_sigmas,
-    flow_table,
-    sigmas_from_scheduler,
-    windowed,
-)
-from .windows import (
-    acting_steps,
-    coarse_tail,
-    exact_variances,
-    gaussian_velocity_slope,
-    random_window,
-    residual_noise,
-    window_at,
-)
+from rlgenkit._lazy import lazy
 
-__all__ = [
-    "Denoiser",
-    "Step",
-    "StepTable",
-    "Trajectory",
-    "acting_steps",
-    "branch_rollout",
-    "coarse_tail",
-    "consistency_table",
-    "consistency_table_from_scheduler",
-    "consistency_timesteps",
-    "ddim_table",
-    "ddim_table_from_scheduler",
-    "denoised",
-    "draw_noise",
-    "exact_variances",
-    "flow_sigmas",
-    "flow_table",
-    "gaussian_velocity_slope",
-    "initial_noise",
-    "noise_floor",
-    "noised_diffusion",
-    "noised_flow",
-    "random_window",
-    "replay",
-    "residual_noise",
-    "rollout",
-    "sigmas_from_scheduler",
-    "step",
-    "window_at",
-    "windowed",
-]
+__getattr__, __dir__, __all__ = lazy(__name__, {
+    "forward": "noised_diffusion noised_flow",
+    "paths": (
+        "Denoiser Step Trajectory branch_rollout denoised draw_noise initial_noise "
+        "noise_floor replay rollout step"
+    ),
+    "tables": (
+        "StepTable consistency_table consistency_table_from_scheduler "
+        "consistency_timesteps ddim_table ddim_table_from_scheduler flow_sigmas "
+        "flow_table sigmas_from_scheduler windowed"
+    ),
+    "windows": (
+        "acting_steps coarse_tail exact_variances gaussian_velocity_slope random_window "
+        "residual_noise window_at"
+    ),
+})
