@@ -4,16 +4,20 @@
 """
 
 from .claims import (
-    Claim, claims_table, clustered_interval, interval, iqm, probability_of_improvement, schema, stratified_interval,
-    validate, verdict,
+    Claim, Rival, Row, claims_preview, claims_table, judge, load_rows, predictions, rows_digest,
+    schema, unmeasured, untestable, validate,
 )
 from .exercises import Check, Outcome, check, predict
+from .intervals import (
+    Interval, binomial_interval, cluster_interval, clustered_interval, interval,
+    prediction_interval,
+)
 from .parameters import (
     Declaration, ParameterError, Parameters, check_overrides, declared, parameters,
 )
 from .plots import (
-    advantage_map, bars, before_after, calibration, frontier, heat_map, image_grid, lines,
-    ratio_panel, ridge, scatter, strip, three_curves,
+    advantage_map, bars, before_after, frontier, heat_map, image_grid, lines, ridge, scatter, strip,
+    three_curves,
 )
 from .progress import Progress, headless
 from .provenance import provenance
@@ -22,11 +26,12 @@ from .show import Picture, markdown, new_figure, png, show, style, table, theory
 from .widgets import Labels, explore, label_pairs
 
 __all__ = [
-    "Check", "Claim", "Declaration", "Labels", "NonFiniteError", "Outcome", "ParameterError",
-    "Parameters", "Picture", "Progress", "Run", "advantage_map", "bars", "before_after",
-    "calibration", "check", "check_overrides", "claims_table", "clustered_interval", "declared", "explore", "frontier",
-    "headless", "heat_map", "image_grid", "interval", "iqm", "label_pairs", "lines", "markdown",
-    "new_figure", "parameters", "png", "predict", "probability_of_improvement", "provenance",
-    "ratio_panel", "ridge", "scatter", "schema", "show", "start", "stratified_interval", "strip",
-    "style", "table", "theory_table", "three_curves", "validate", "verdict",
+    "Check", "Claim", "Declaration", "Interval", "Labels", "NonFiniteError", "Outcome",
+    "ParameterError", "Parameters", "Picture", "Progress", "Rival", "Row", "Run", "advantage_map",
+    "bars", "before_after", "binomial_interval", "check", "check_overrides", "claims_preview",
+    "claims_table", "cluster_interval", "clustered_interval", "declared", "explore", "frontier",
+    "headless", "heat_map", "image_grid", "interval", "judge", "label_pairs", "lines", "load_rows",
+    "markdown", "new_figure", "parameters", "png", "predict", "prediction_interval", "predictions",
+    "provenance", "ridge", "rows_digest", "scatter", "schema", "show", "start", "strip", "style",
+    "table", "theory_table", "three_curves", "unmeasured", "untestable", "validate",
 ]

@@ -1,157 +1,447 @@
-"""Claims with verdicts, the statistics behind them, and the schema of results.json."""
+"""Claims as data: what a notebook will judge, the verdicts, and the schema of results.json.
+
+The rows stand in notebooks/claims/<notebook>.toml before anything runs; `judge` compares what a
+run measured with its row.
+"""
 
 from __future__ import annotations
 
-import itertools
+import difflib
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .intervals import (
+    Interval, binomial_interval, cluster_interval, interval, prediction_interval,
+)
+from .provenance import ROOT
+
+FOLDER = ROOT / "notebooks" / "claims"
+RESULTS = ROOT / "data" / "results"
+ENOUGH = 5  # seeds or clusters; with fewer no verdict
+SCALES = ("exact", "microworld", "embedded", "human data", "real model")
 VERDICTS = ("supported", "not supported", "inconclusive", "not judged",
-            "not testable at this scale")
-EXACT_UP_TO = 8  # n values have comb(2n-1, n) distinct resamples: 6,435 at n = 8
-RESAMPLES = 2_000
+            "not testable at this scale", "not measured")
+JUDGED = ("measure", "threshold", "direction", "interval", "scale")  # keys of a judged row
+
+
+@dataclass(frozen=True)
+class Row:
+    """One table of the TOML: a judged row, a check (an assertion) or an untestable claim.
+
+    paper: what the paper says; statement: the sentence that is judged; measure: how one value
+    comes about; needs: what the reader must supply for the row to be measured at all.
+    """
+
+    id: str
+    statement: str
+    paper: str = ""
+    measure: str = ""
+    threshold: float | None = None
+    direction: str = ""
+    unit: str = ""
+    interval: str = ""
+    scale: str = ""
+    sham: str = ""
+    control: str = ""
+    needs: str = ""
+    untestable: str = ""
+    note: str = ""
+    primary: bool = False
+    ours: bool = False
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The same row on a sham or control arm."""
+
+    arm: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    verdict: str
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One tested statement; `value` is the mean of `values`, `interval` its 95 % bootstrap."""
+    """A row with what was measured: `value` with its 95 % `interval` of `kind`, and the verdict.
+
+    values: one per seed or item, empty where an interval was handed over.  n: seeds or clusters.
+    """
 
     id: str
+    primary: bool
+    ours: bool
     paper: str
     statement: str
-    values: tuple[float, ...]
+    measure: str
     threshold: float | None
     direction: str
     unit: str
+    kind: str
+    scale: str
+    values: tuple[float, ...]
     value: float | None
     interval: tuple[float, float] | None
     n: int
     verdict: str
     note: str
+    sham: Rival | None = None
+    control: Rival | None = None
 
     def _repr_markdown_(self) -> str:
         return claims_table([self])
 
 
-def interval(
-    values: Sequence[float] | np.ndarray, level: float = 0.95, statistic: str = "mean"
-) -> tuple[Any, Any, Any]:
-    """(estimate, low, high): percentile bootstrap over the first axis (seeds, or items).
+# --- rows
 
-    values: [S] or [S, ...]; the results have the shape of one entry.  statistic: "mean" or "iqm".
-    Up to 8 entries all resamples are enumerated, above that 2,000 are drawn with a fixed seed.
-    An end of the interval is the most extreme value that a share (1-level)/2 of the resamples
-    reaches or passes (Efron and Tibshirani 1993, ch. 13).
+
+def load_rows(notebook: str) -> dict[str, Row]:
+    """Rows of notebooks/claims/<notebook>.toml by id; none where there is no such file.
+
+    ValueError with one sentence for the first fault.
     """
-    x = np.asarray(values, dtype=np.float64)
-    if x.ndim == 0 or len(x) == 0 or not np.isfinite(x).all():
-        raise ValueError("interval needs at least one value, all finite")
-    if statistic not in ("mean", "iqm"):
-        raise ValueError(f"statistic must be mean or iqm, not {statistic}")
-    estimate = {"mean": _mean, "iqm": iqm}[statistic]
-    picks, weights = _resamples(len(x))
-    stats = np.stack([estimate(x[pick]) for pick in picks])
-    low = _tail(stats, weights, (1 - level) / 2)
-    return _plain(estimate(x)), _plain(low), _plain(-_tail(-stats, weights, (1 - level) / 2))
+    content = _content(notebook)
+    if content is None:
+        return {}
+    try:
+        tables = tomllib.loads(content.decode("utf-8"))
+    except ValueError as error:  # bad TOML or bad UTF-8
+        raise ValueError(f"claims/{notebook}.toml cannot be read: {error}") from None
+    for id, table in tables.items():
+        if problem := _problem(table):
+            raise ValueError(f"claims/{notebook}.toml, [{id}]: {problem}")
+    return {id: Row(id=id, **table) for id, table in tables.items()}
 
 
-def iqm(values: np.ndarray) -> np.ndarray:
-    """Interquartile mean over the first axis: mean of the middle half, with fractional ends
-    (Agarwal et al. 2021, sec. 4.3)."""
-    x = np.sort(np.asarray(values, dtype=np.float64), axis=0)
-    n = len(x)
-    cover = np.clip(np.minimum(np.arange(1, n + 1), 0.75 * n)
-                    - np.maximum(np.arange(n), 0.25 * n), 0, 1)
-    return np.tensordot(cover, x, 1) / cover.sum()
+def rows_digest(notebook: str) -> str | None:
+    """SHA-256 of the claims file, or None where there is none."""
+    content = _content(notebook)
+    return None if content is None else hashlib.sha256(content).hexdigest()
 
 
-def stratified_interval(scores: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(IQM, low, high) of scores [S, K], seeds resampled within each of K tasks (same source)."""
-    scores = np.asarray(scores, dtype=np.float64)
-    n, tasks = scores.shape
-    picks = np.random.default_rng(0).integers(n, size=(RESAMPLES, n, tasks))
-    stats = np.array([iqm(np.take_along_axis(scores, p, 0).reshape(-1)) for p in picks])
-    tail, ones = (1 - level) / 2, np.ones(len(stats))
-    low, high = _tail(stats, ones, tail), -_tail(-stats, ones, tail)
-    return float(iqm(scores.reshape(-1))), float(low), float(high)
+def _content(notebook: str) -> bytes | None:
+    path = FOLDER / f"{notebook}.toml"
+    return path.read_bytes() if path.is_file() else None
 
 
-def clustered_interval(
-    statistic: Callable[[Any], float], clusters: Any, rows: Any = None, draws: int = 1_000,
-) -> tuple[float, float, float]:
-    """(statistic(rows), low, high): 95 % percentile bootstrap over whole clusters.
-
-    clusters Long[N]: for example the prompt of each image, whose images are alike; rows Long[M]
-    (None = all) are the items used.  statistic takes a Long tensor of item numbers.
-    """
-    import torch
-
-    rows = torch.arange(len(clusters)) if rows is None else rows
-    own = [rows[clusters[rows] == name] for name in clusters[rows].unique()]
-    picks = np.random.default_rng(0).integers(len(own), size=(draws, len(own)))
-    stats = np.array([statistic(torch.cat([own[i] for i in pick])) for pick in picks])
-    low, high = np.quantile(stats, (0.025, 0.975))
-    return float(statistic(rows)), float(low), float(high)
+def _problem(table: Any) -> str:
+    """What is wrong with one table of the file, "" where nothing is."""
+    if not isinstance(table, dict):
+        return "this must be a table, [ID] with its keys below"
+    known = {f.name: type(f.default) for f in fields(Row) if f.name != "id"}
+    known |= {"statement": str, "threshold": float}
+    for key, value in table.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            return f"unknown key {key!r}, the nearest is {close[0]!r}"
+        if not _is(value, known[key]):
+            return f"{key} must be {_WORDS[known[key]]}, not {value!r}"
+    return _missing(table) or _contradiction(table)
 
 
-def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> tuple:
-    """(P, low, high) that a beats b on the same seed or item, ties count half.  a, b: [S]."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape:
-        raise ValueError(f"pairs need equal shapes, got {a.shape} and {b.shape}")
-    return interval((a > b) + 0.5 * (a == b))
+_WORDS = {str: "text", bool: "true or false", float: "a finite number"}
 
 
-def verdict(values: Sequence[float], threshold: float, direction: str) -> str:
-    """supported: the whole interval passes; not supported: it all fails; else inconclusive.
-
-    A single value has no interval, so it is inconclusive.
-    """
-    _, low, high = interval(values)
-    if len(values) < 2:
-        return "inconclusive"
-    sign = 1 if direction == ">=" else -1
-    slack = 1e-12 * abs(threshold)  # a mean of equal numbers may be off by one rounding
-    passes = [sign * (end - threshold) >= -slack for end in (low, high)]
-    return "supported" if all(passes) else "inconclusive" if any(passes) else "not supported"
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, kind)
 
 
-def make_claim(
-    id: str, paper: str, statement: str, values: Sequence[float], threshold: float,
-    direction: str, unit: str, note: str, judge: bool,
+def _missing(table: Mapping[str, Any]) -> str:
+    if table.get("check") or table.get("untestable"):
+        need = ("statement",)
+    else:
+        need = ("statement", *JUDGED)
+    if not (table.get("ours") or table.get("check")):
+        need = ("paper", *need)
+    gone = [key for key in need if table.get(key, "") == ""]
+    if gone == ["paper"]:
+        return "paper is missing; a statement of ours says ours = true"
+    return f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} missing" if gone else ""
+
+
+def _contradiction(table: Mapping[str, Any]) -> str:
+    allowed = {"direction": (">=", "<="), "interval": ("t", "binomial", "cluster"),
+               "scale": SCALES}
+    for key, words in allowed.items():
+        if table.get(key, words[0]) not in words:
+            return f"{key} must be one of {', '.join(words)}, not {table[key]!r}"
+    if table.get("sham") and table.get("control"):
+        return "a row has a sham (a claim of gain) or a control (of no difference), not both"
+    if table.get("check") or table.get("untestable"):
+        both = table.get("check") and table.get("untestable")
+        extra = [k for k in (*JUDGED[:-1], "sham", "control", "needs") if table.get(k)]
+        if both or extra:
+            kind = "a check" if table.get("check") else "an untestable row"
+            return f"{'untestable' if both else extra[0]} does not belong to {kind}"
+    return ""
+
+
+# --- judging
+
+
+def judge(
+    row: Row, values: Sequence[float] | Interval, *, clusters: Any = None, sham: Any = None,
+    control: Any = None, judged: bool = True, note: str = "",
 ) -> Claim:
-    """Check the parts and work out mean, interval and verdict ("not judged" unless `judge`)."""
-    values = tuple(float(v) for v in values)
-    if direction not in (">=", "<="):
-        raise ValueError(f"claim {id}: direction must be '>=' or '<=', not {direction!r}")
-    if not values or not all(map(math.isfinite, values)):
-        raise ValueError(f"claim {id}: values must be finite numbers, one per seed, not {values}")
-    value, low, high = interval(values)
-    word = verdict(values, threshold, direction) if judge else "not judged"
-    return Claim(id, paper, statement, values, float(threshold), direction, unit, value,
-                 (low, high), len(values), word, note)
+    """Compare what was measured with its row.
+
+    values, sham, control: one number per seed (cluster rows: per item, with clusters [N]), or an
+    Interval.  judged: False where the profile judges nothing.  note: a sentence computed in the
+    run.  ValueError for a row that takes no values, a sham or control that the TOML does not name
+    (or names and did not get), values that are not finite or do not suit the row's interval.
+    """
+    _refuse(row, sham, control)
+    found = _measured(row, values, clusters)
+    if judged:
+        _refuse_zeros_and_ones(row, values, found)
+    word, why = _verdict(row, found, judged)
+    arms = {"sham": _rival(row, row.sham, sham, clusters, judged),
+            "control": _rival(row, row.control, control, clusters, judged)}
+    if word == "supported":
+        word, why = _beside(**arms)
+    given = () if isinstance(values, Interval) else tuple(map(float, _flat(values)))
+    return replace(
+        _unjudged(row, word, row.note, note, why), values=given, value=float(found.value),
+        interval=(float(found.low), float(found.high)), n=found.n, **arms)
 
 
-def claims_table(claims: Sequence[Claim]) -> str:
-    """Markdown table: claim, paper's number, ours with interval, verdict."""
-    rows = ["| claim | the paper | tested here | measured (95 % interval) | verdict |",
-            "|---|---|---|---|---|"]
+def untestable(row: Row) -> Claim:
+    """The record of a claim of the paper that this scale cannot test, with its reason."""
+    return _unjudged(row, "not testable at this scale", row.untestable, row.note)
+
+
+def unmeasured(row: Row) -> Claim:
+    """The record of a row whose `needs` the reader did not supply."""
+    return _unjudged(row, "not measured", f"Needs {row.needs}", row.note)
+
+
+def predictions(notebook: str, claims: Iterable[Claim]) -> dict[str, tuple[float, float, bool]]:
+    """Claim id -> (low, high, inside): the study's 95 % prediction interval for a mean of as many
+    seeds as this run has, and whether this run's mean lies in it.
+
+    Empty without a committed study, or where the claims file changed since.
+    """
+    path = RESULTS / f"{notebook[:2]}.json"
+    study = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    digest = rows_digest(notebook)
+    if study.get("profile") != "study" or digest is None or study.get("claims_sha256") != digest:
+        return {}
+    theirs = {c["id"]: c["values"] for c in study["claims"]
+              if c["kind"] == "t" and len(c["values"]) > 1}
+    found = {}
+    for claim in claims:
+        if claim.id in theirs and claim.kind == "t" and claim.n:
+            _, low, high = prediction_interval(theirs[claim.id], claim.n)
+            slack = 1e-12 * max(abs(low), abs(high))  # studies of equal values have no width
+            found[claim.id] = (low, high, low - slack <= claim.value <= high + slack)
+    return found
+
+
+def _refuse(row: Row, sham: Any, control: Any) -> None:
+    if row.check:
+        raise ValueError(f"claim {row.id} is a check: use run.check, it gets no verdict")
+    if row.untestable:
+        raise ValueError(f"claim {row.id} is untestable in its claims file: it takes no values")
+    for word, name, given in (("sham", row.sham, sham), ("control", row.control, control)):
+        if given is not None and not name:
+            raise ValueError(f"claim {row.id}: its claims file names no {word}, but values of one "
+                             "were given")
+        if given is None and name:
+            raise ValueError(f"claim {row.id}: its claims file names the {word} {name!r}, whose "
+                             f"values are missing ({word}=...)")
+
+
+def _refuse_zeros_and_ones(row: Row, values: Any, found: Interval) -> None:
+    """Zeros and ones per seed have no spread that Student's t could use.  Fewer than five equal
+    ones may be gains or shares at their edge."""
+    if row.interval != "t" or isinstance(values, Interval) or found.n < 2:
+        return
+    seen = set(map(float, _flat(values)))
+    if seen <= {0.0, 1.0} and (len(seen) == 2 or found.n >= ENOUGH):
+        raise ValueError(f"claim {row.id}: all values are 0 or 1, which needs interval = "
+                         '"binomial" in its claims file, not "t"')
+
+
+def _measured(row: Row, values: Any, clusters: Any) -> Interval:
+    """The interval of the row's kind; ValueError in words of the claim."""
+    if isinstance(values, Interval):
+        if values.kind != row.interval:
+            raise ValueError(f"claim {row.id}: its claims file asks for the interval "
+                             f"{row.interval!r}, not {values.kind!r}")
+        if not np.isfinite([*values]).all() or np.ndim(values.value):
+            raise ValueError(f"claim {row.id}: the interval must be three finite numbers")
+        return values
+    if (clusters is None) == (row.interval == "cluster"):
+        raise ValueError(f"claim {row.id}: clusters= belong to rows with interval = \"cluster\", "
+                         f"this one says {row.interval!r}")
+    x = _flat(values)
+    if not len(x) or not np.isfinite(x).all():
+        raise ValueError(f"claim {row.id}: values must be finite numbers, not {values}")
+    try:
+        if row.interval == "cluster":
+            return cluster_interval(x, clusters)
+        return interval(x) if row.interval == "t" else binomial_interval(x)
+    except ValueError as error:
+        raise ValueError(f"claim {row.id}: {error}") from None
+
+
+def _verdict(row: Row, found: Interval, judged: bool) -> tuple[str, str]:
+    """(verdict, reason): supported if the whole interval passes, not supported if it all fails."""
+    if not judged:
+        return "not judged", "this profile judges nothing"
+    if found.n < ENOUGH:
+        unit = "cluster" if row.interval == "cluster" else "seed"
+        return "not judged", f"{found.n} {unit}{'s' * (found.n > 1)}; a verdict needs {ENOUGH}"
+    sign = 1 if row.direction == ">=" else -1
+    slack = 1e-12 * abs(row.threshold)  # a mean of equal numbers may be off by one rounding
+    passes = [sign * (end - row.threshold) >= -slack for end in (found.low, found.high)]
+    return ("supported" if all(passes) else "inconclusive" if any(passes) else "not supported"), ""
+
+
+def _rival(row: Row, arm: str, values: Any, clusters: Any, judged: bool) -> Rival | None:
+    if values is None:
+        return None
+    found = _measured(row, values, clusters)
+    word, _ = _verdict(row, found, judged)
+    return Rival(arm, float(found.value), (float(found.low), float(found.high)), found.n, word)
+
+
+def _beside(sham: Rival | None, control: Rival | None) -> tuple[str, str]:
+    """(verdict, reason) of a claim that is supported by itself, beside its sham or control."""
+    for word, rival in (("sham", sham), ("control", control)):
+        if rival and rival.verdict == "not judged":
+            return rival.verdict, f"the {word} has only n={rival.n}; a verdict needs {ENOUGH}"
+    if sham and sham.verdict == "supported":
+        return "inconclusive", f"the sham ({sham.arm}) passes too"
+    if control and control.verdict != "not supported":
+        return "inconclusive", f"the control ({control.arm}) is not told apart"
+    return "supported", ""
+
+
+def _unjudged(row: Row, verdict: str, *notes: str) -> Claim:
+    """The claim of a row with nothing measured yet."""
+    copied = {f.name: getattr(row, f.name) for f in fields(Claim)
+              if f.name in Row.__dataclass_fields__ and f.name not in ("interval", "note", "sham",
+                                                                       "control")}
+    return Claim(**copied, kind=row.interval, values=(), value=None, interval=None, n=0,
+                 verdict=verdict, note=_sentences(*notes))
+
+
+def _flat(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64).reshape(-1)
+
+
+def _sentences(*parts: str) -> str:
+    """The parts that are not empty as sentences: first letter large, a full stop at the end."""
+    said = [" ".join(part.split()) for part in parts if part.strip()]
+    return " ".join(p[0].upper() + p[1:] + ("" if p[-1] in ".!?" else ".") for p in said)
+
+
+def make_claim(id, paper, statement, values, threshold, direction, unit, note, judge):
+    """A row given in code; goes once every notebook has its claims file."""
+    row = Row(id, statement, paper, "", float(threshold), direction, unit, "t", note=note)
+    found = interval(values)
+    return replace(_unjudged(row, _verdict(row, found, judge)[0], note),
+                   values=tuple(map(float, values)), value=found.value,
+                   interval=(found.low, found.high), n=found.n)
+
+
+# --- tables
+
+
+def claims_table(
+    claims: Sequence[Claim], predictions: Mapping[str, tuple[float, float, bool]] | None = None
+) -> str:
+    """Markdown table of claims with verdicts; primary rows are bold.
+
+    predictions: as from `predictions`, adds the column "study".
+    """
+    rivals = "sham or control" if any(c.sham or c.control for c in claims) else ""
+    study = "study" if predictions else ""
+    header = ["claim", "the paper", "tested here", "measured (95 % interval)", rivals, study,
+              "verdict"]
+    rows = []
     for c in claims:
-        tested, measured = c.statement, "-"
-        if c.value is not None:
-            tested += f" ({c.direction} {c.threshold:.4g}{_unit(c.unit)})"
-            low, high = c.interval
-            measured = f"{c.value:.3g}{_unit(c.unit)} ({low:.3g} to {high:.3g}, n={c.n})"
-        word = f"**{c.verdict}**" + (f": {c.note}" if c.note else "")
-        cells = (c.id, c.paper, tested, measured, word)
-        rows.append("| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |")
-    return "\n".join(rows)
+        tested = _stated(c) + ("" if c.threshold is None else f" Passes if {_passes(c)}.")
+        beside = [_rival_words(w, r, c) for w, r in (("sham", c.sham), ("control", c.control)) if r]
+        cells = [_name(c), c.paper or "-", tested, _amount(c, c.value, c.interval, c.n),
+                 "".join(beside) or "-", _expected((predictions or {}).get(c.id)),
+                 f"**{c.verdict}**" + (f": {c.note}" if c.note else "")]
+        rows.append([cell for cell, name in zip(cells, header) if name])
+    return _table([name for name in header if name], rows)
+
+
+def claims_preview(notebook: str) -> str:
+    """Markdown of the claims file, as shown before the experiment: what will be judged."""
+    every = load_rows(notebook).values()
+    rows = [[_name(r), r.paper or "-", _stated(r), _passes(r),
+             (r.sham and f"sham: {r.sham}") or (r.control and f"control: {r.control}") or "-",
+             r.scale] for r in every if not r.check and not r.untestable]
+    parts = [_table(["claim", "the paper", "judged here", "passes if", "sham or control", "scale"],
+                    rows)] if rows else []
+    if checks := [_sentences(r.statement) for r in every if r.check]:
+        parts.append("Checked in every run: " + " ".join(checks))
+    if closed := [f"{r.id} ({r.untestable})" for r in every if r.untestable]:
+        parts.append("Not testable at this scale: " + "; ".join(closed) + ".")
+    return "\n\n".join(parts) or "There is no claims file for this notebook."
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header),
+             *([" ".join(c.split()).replace("|", "\\|") for c in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _name(row: Row | Claim) -> str:
+    return f"**{row.id}**" if row.primary else row.id
+
+
+def _stated(row: Row | Claim) -> str:
+    return ("*Ours:* " if row.ours else "") + _sentences(row.statement)
+
+
+def _passes(row: Row | Claim) -> str:
+    if row.threshold is None:
+        return "-"
+    return f"{row.measure} {row.direction} {row.threshold:.4g}{_unit(row.unit)}"
+
+
+def _amount(claim: Claim, value: float | None, ends: Any, n: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}{_unit(claim.unit)} ({ends[0]:.3g} to {ends[1]:.3g}, n={n})"
+
+
+def _rival_words(word: str, rival: Rival, claim: Claim) -> str:
+    amount = _amount(claim, rival.value, rival.interval, rival.n)
+    return f"{word} ({rival.arm}): {amount}, {rival.verdict}"
+
+
+def _expected(found: tuple[float, float, bool] | None) -> str:
+    if found is None:
+        return "-"
+    low, high, inside = found
+    return f"{'inside' if inside else 'outside'} {low:.3g} to {high:.3g}"
+
+
+def _unit(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+# --- schema
 
 
 def schema() -> dict[str, Any]:
@@ -161,40 +451,17 @@ def schema() -> dict[str, Any]:
 
 def validate(results: dict[str, Any]) -> None:
     """Raise ValueError naming the first place where `results` leaves the schema."""
-    import jsonschema
+    from fastjsonschema import JsonSchemaValueException
 
-    errors = jsonschema.Draft202012Validator(schema()).iter_errors(results)
-    for error in sorted(errors, key=lambda e: list(map(str, e.absolute_path))):
-        place = "/".join(map(str, error.absolute_path)) or "the top level"
-        raise ValueError(f"results do not fit the schema at {place}: {error.message}")
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
+    try:
+        _validator()(results)
+    except JsonSchemaValueException as error:
+        place = "/".join(map(str, error.path[1:])) or "the top level"
+        raise ValueError(f"results do not fit the schema at {place}: {error.message}") from None
 
 
-def _mean(x: np.ndarray) -> np.ndarray:
-    return x.mean(axis=0)
+@cache
+def _validator() -> Callable[[Any], Any]:
+    import fastjsonschema
 
-
-def _plain(value: np.ndarray) -> Any:
-    return float(value) if np.ndim(value) == 0 else value
-
-
-def _resamples(n: int) -> tuple[Iterable[np.ndarray], np.ndarray]:
-    """(indices R x [n], weights [R]): every resample with its count, or a fixed random draw."""
-    if n > EXACT_UP_TO:
-        draw = np.random.default_rng(0)
-        return (draw.integers(n, size=n) for _ in range(RESAMPLES)), np.ones(RESAMPLES)
-    picks = np.array(list(itertools.combinations_with_replacement(range(n), n)))
-    counts = (picks[:, :, None] == np.arange(n)).sum(1)
-    factorials = np.array([math.factorial(k) for k in range(n + 1)])
-    return picks, factorials[n] / factorials[counts].prod(axis=1)
-
-
-def _tail(stats: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """The smallest statistic such that it and all below carry at least `share` of the weight."""
-    order = np.argsort(stats, axis=0, kind="stable")
-    carried = np.cumsum(weights[order], axis=0)
-    first = (carried < share * weights.sum() * (1 - 1e-12)).sum(axis=0)
-    return np.take_along_axis(np.take_along_axis(stats, order, 0), first[None], 0)[0]
+    return fastjsonschema.compile(schema())

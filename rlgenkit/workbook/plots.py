@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from .claims import interval
+from .intervals import interval
 from .show import HATCHES, LINES, MARKERS, PALETTE, Picture, new_figure, styled
 
 Array = Any  # a torch tensor or whatever numpy takes
@@ -176,24 +176,6 @@ def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:
 
 
 @styled
-def ratio_panel(ratios: Array, clip: float, steps: Sequence[Any] | None = None) -> Picture:
-    """Importance ratios [T, B]: histogram of the last row, and the share outside 1 +- clip."""
-    x = np.atleast_2d(_array(ratios))
-    steps = list(range(len(x))) if steps is None else list(steps)
-    share = (np.abs(x - 1) > clip).mean(axis=1)
-    figure, axes = new_figure(1, 2, height=2.4)
-    axes[0, 0].hist(x[-1], bins=30, color=PALETTE[0])
-    for edge in (1 - clip, 1 + clip):
-        axes[0, 0].axvline(edge, color=PALETTE[1], ls="--")
-    axes[0, 0].set(xlabel="importance ratio, last step", ylabel="samples")
-    axes[0, 1].plot(steps, share, "o-", color=PALETTE[0])
-    axes[0, 1].set(xlabel="step", ylabel="clipped share", ylim=(-0.02, 1.02))
-    return Picture(figure, f"Left: importance ratios of the last step, {x[-1].min():.4g} to "
-                   f"{x[-1].max():.4g}, with dashed lines at 1 plus and minus {clip:g}. Right: the "
-                   f"share outside them {_trend(share, steps)}.")
-
-
-@styled
 def frontier(
     points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str,
     larger_x_is_better: bool = False,
@@ -220,7 +202,7 @@ def frontier(
 
 @styled
 def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = None) -> Picture:
-    """Bars of means over seeds with 95 % bootstrap intervals; values: label -> [S].
+    """Bars of means over seeds with 95 % intervals (Student's t); values: label -> [S].
 
     Each value is a dot beside its bar, unless a bar has more than DOTS of them.
     """
@@ -240,25 +222,6 @@ def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = Non
     ax.set(xticks=range(len(values)), xticklabels=[_fold(n, 12) for n in values], ylabel=ylabel)
     ax.grid(False, axis="x")
     return Picture(figure, f"Bars of {ylabel}, mean and 95 % interval: " + "; ".join(words) + ".")
-
-
-@styled
-def calibration(predicted: Array, outcome: Array, bins: int = 10) -> Picture:
-    """Observed frequency against predicted probability.  predicted [N] in 0..1, outcome [N] 0/1."""
-    p, y = _array(predicted).reshape(-1), _array(outcome).reshape(-1)
-    where = np.clip((p * bins).astype(int), 0, bins - 1)
-    used = np.unique(where)
-    groups = [where == b for b in used]
-    mean = np.array([[p[g].mean(), y[g].mean(), g.sum()] for g in groups])
-    error = float((np.abs(mean[:, 0] - mean[:, 1]) * mean[:, 2]).sum() / len(p))
-    figure, axes = new_figure(width=3.4, height=3.0)
-    axes[0, 0].plot([0, 1], [0, 1], ":", color="black")
-    axes[0, 0].plot(mean[:, 0], mean[:, 1], "o-", color=PALETTE[0])
-    axes[0, 0].set(xlabel="predicted probability", ylabel="observed frequency")
-    return Picture(figure, f"Calibration over {len(used)} bins of {len(p)} predictions: expected "
-                   f"calibration error {error:.3f}; lowest bin predicts {mean[0, 0]:.2f} and sees "
-                   f"{mean[0, 1]:.2f}, highest predicts {mean[-1, 0]:.2f} and sees "
-                   f"{mean[-1, 1]:.2f}.")
 
 
 @styled
