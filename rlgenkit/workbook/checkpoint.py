@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -32,41 +33,78 @@ def write_atomic(path: Path, data: bytes) -> None:
                                    " free some space and run again to resume") from error
 
 
+class Damaged(ValueError):
+    """A file that does not hold what was written into it; the message names the file."""
+
+
 def save(path: Path, content: Any) -> None:
     """Write nested dicts, lists and tuples of tensors, arrays and JSON values to one file."""
     import safetensors.torch
 
     tensors: dict[str, Tensor] = {}
-    skeleton = _pack(content, tensors, "")
-    write_atomic(path, safetensors.torch.save(tensors, {"json": json.dumps(skeleton)}))
+    skeleton = json.dumps(_pack(content, tensors, "value"))
+    header = {"json": skeleton, "checksum": _checksum(skeleton, tensors)}
+    write_atomic(path, safetensors.torch.save(tensors, header))
 
 
 def load(path: Path) -> Any:
-    """Read what `save` wrote; tensors are on the CPU."""
+    """Read what `save` wrote; tensors are on the CPU.  Raises Damaged for any change of the file."""
     import safetensors
 
-    with safetensors.safe_open(path, "pt") as file:
-        skeleton = json.loads(file.metadata()["json"])
-        return _unpack(skeleton, {key: file.get_tensor(key) for key in file.keys()})
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        skeleton = header["json"]
+        whole = header["checksum"] == _checksum(skeleton, tensors)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each library has errors of its own for broken files
+        raise Damaged(f"{path.name} is damaged") from error
+    if not whole:
+        raise Damaged(f"{path.name} is damaged")
+    return _unpack(json.loads(skeleton), tensors)
 
 
-def _pack(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
-    if isinstance(value, (Tensor, np.ndarray)):
-        kind = "tensor" if isinstance(value, Tensor) else "array"
-        tensor = torch.as_tensor(value).detach()
+def storable(value: Any) -> Any:
+    """The value as `load` will return it; TypeError where it would come back as something else."""
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_pack(value, tensors, "value"))
+    return _unpack(json.loads(skeleton), tensors)
+
+
+def _checksum(skeleton: str, tensors: dict[str, Tensor]) -> str:
+    total = hashlib.blake2b(skeleton.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.reshape(-1)
+        total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+    return total.hexdigest()
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
+    kind = type(value)
+    if isinstance(value, Tensor) or kind is np.ndarray and value.dtype != object:
+        if kind is np.ndarray:  # torch takes neither negative strides nor unsigned wide integers
+            tensor, name = torch.from_numpy(np.array(value, order="C")), "array"
+        else:
+            tensor, name = value.detach(), "tensor"
+        key = f"t{len(tensors)}"
         tensors[key] = tensor.to("cpu", copy=True).contiguous()
-        return {kind: key}
+        return {name: key}
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, dict):
-        return {"dict": [[k, _pack(v, tensors, f"{key}/{k}")] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        items = [_pack(v, tensors, f"{key}/{i}") for i, v in enumerate(value)]
-        return {"list" if isinstance(value, list) else "tuple": items}
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if kind is dict or kind.__name__ in ("OrderedDict", "FrozenDict"):
+        return {"dict": [[_pack(k, tensors, place), _pack(v, tensors, f"{place}[{k!r}]")]
+                         for k, v in value.items()]}
+    if kind in (list, tuple, torch.Size):
+        items = [_pack(v, tensors, f"{place}[{i}]") for i, v in enumerate(value)]
+        return {"list" if kind is list else "tuple": items}
+    if value is None or kind in (bool, int, float, str):
         return value
-    raise TypeError(f"{key or 'the value'} is a {type(value).__name__}, which cannot be stored:"
-                    " use tensors, arrays, numbers, strings, lists and dicts")
+    raise TypeError(f"{place} is a {kind.__name__}, which cannot be stored: use tensors, arrays,"
+                    " numbers, strings, lists, tuples and dicts")
 
 
 def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
@@ -78,7 +116,7 @@ def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "array":
         return tensors[body].numpy()
     if kind == "dict":
-        return {k: _unpack(v, tensors) for k, v in body}
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in body}
     items = [_unpack(v, tensors) for v in body]
     return items if kind == "list" else tuple(items)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 COMMON = {"profile": "str", "seed": "int", "n_seeds": "int", "device": "str", "out_dir": "str"}
-COMMON_SEEDS = {"quick": 1, "default": 3, "full": 3}
+COMMON_SEEDS = {"quick": 1, "default": 3, "study": 8, "full": 3}
 COMMON_RANGES: dict[str, Any] = {"seed": (0, 2**31 - 1), "n_seeds": (1, 1000)}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
 Ranges = Mapping[str, tuple | list]
@@ -35,6 +35,12 @@ class Parameters:
         if name.startswith("__") or name not in self.values:
             raise AttributeError(f"there is no parameter `{name}`{_nearest(name, self.values)}")
         return self.values[name]
+
+    def reached(self, name: str | None = None) -> Any:
+        """What a phase that reads `p.name`, or all of `p`, depends on."""
+        if name is not None:
+            return self.values.get(name)
+        return {k: v for k, v in self.values.items() if k != "out_dir"}
 
     def fingerprint(self) -> str:
         """8 hexadecimal digits that change with any value except the output folder."""

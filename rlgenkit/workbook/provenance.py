@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import platform
 import subprocess
@@ -22,14 +23,16 @@ def provenance(device: str) -> dict[str, Any]:
     digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.exists() else None
     return {
         "commit": _commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions()},
         "data": {"manifest_sha256": digest},
         "device": name,
         "threads": torch.get_num_threads(),
     }
 
 
-def _versions() -> dict[str, str]:
+@functools.cache
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that numbers depend on."""
     found = {}
     for library in LIBRARIES:
         try:

@@ -1,0 +1,366 @@
+"""What a phase depends on: one hash over the code that it runs and the values that it reaches.
+
+A phase is a function (`Run.result`) or a loop (`Run.steps`).  Hashed are its bytecode (comments and
+layout do not count), the functions and classes of the notebook and of rlgenkit that it names, and
+the values of the globals, arguments and closures that it reads: numbers, arrays, weights, states of
+generators.  Of a module only the names used count, of the parameters only the ones read.  Libraries
+count by version.  A value that cannot be hashed makes the phase `Unhashable`: it is then computed
+anew, never shown stale.
+"""
+
+from __future__ import annotations
+
+import dis
+import enum
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MAX_NODES = 300_000  # more objects than this are no parameters of a phase but somebody's library
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, enum.Enum,
+         PurePath, re.Pattern, torch.dtype, torch.device, torch.Size, np.dtype, np.generic)
+SKIPPED_IN_CLASSES = ("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__",
+                      "__dataclass_fields__", "__dataclass_params__", "__match_args__",
+                      "__firstlineno__", "__static_attributes__", "__qualname__", "__hash__")
+LIBRARY_FOLDERS = tuple({sysconfig.get_path(k) for k in ("stdlib", "purelib", "platlib")})
+
+
+class Unhashable(TypeError):
+    """A value that a phase reaches and that has no content to hash; the message names it."""
+
+
+class Reach:
+    """Feeds one hash with everything reached from what it is given.
+
+    opaque: types that are passed over (the run record itself).  `generators` lists the random
+    generators met on the way, in an order that equal code and values repeat.
+    """
+
+    def __init__(self, opaque: tuple[type, ...] = ()) -> None:
+        self.total = hashlib.blake2b(digest_size=16)
+        self.opaque = opaque
+        self.generators: list[Any] = []
+        self._seen: dict[int, int] = {}
+        self._kept: list[Any] = []  # an id is only good while its object lives
+
+    def digest(self) -> str:
+        """Hexadecimal hash of everything fed so far."""
+        return self.total.hexdigest()
+
+    def feed(self, value: Any, where: str) -> None:
+        """Feed one value; `where` names it in the sentence of Unhashable."""
+        if isinstance(value, self.opaque):
+            return
+        if isinstance(value, PLAIN):
+            self._note(type(value).__name__, repr(value))
+            return
+        if id(value) in self._seen:
+            self._note("again", str(self._seen[id(value)]))
+            return
+        self._seen[id(value)] = len(self._seen)
+        self._kept.append(value)
+        if len(self._seen) > MAX_NODES:
+            raise Unhashable(f"`{where}` reaches more than {MAX_NODES} objects")
+        if not (self._feed_data(value, where) or self._feed_code(value, where)):
+            self._feed_object(value, where)
+
+    def frame(self, frame: FrameType) -> None:
+        """Feed the code of a running loop with the arguments and globals that it reads."""
+        code = frame.f_code
+        self.code(code, frame.f_globals, frame.f_lasti)
+        if frame.f_locals is not frame.f_globals:
+            given = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4)
+            names = [*code.co_varnames[:given + bool(code.co_flags & 8)], *code.co_freevars]
+            for name in names:
+                if name in frame.f_locals:
+                    self._note("argument", name)
+                    self.feed(frame.f_locals[name], name)
+
+    def code(self, code: CodeType, space: Mapping[str, Any], start: int = -1, doc: str = "") -> None:
+        """Feed a code object and what it reads from the globals `space`.
+
+        start: offset from which a module's own statement runs; what it assigns before reading is
+        its result, not what it depends on.
+        """
+        parsed = parse(code)
+        self.total.update(parsed.body)
+        for constant in parsed.constants:
+            if not (doc and constant == doc):
+                self._note("constant", repr(constant))
+        written = assigned_first(code, start) if start >= 0 else ()
+        for name, chains in parsed.names.items():
+            if name not in written:
+                self._global(name, chains, space)
+        for module, names in parsed.imports:
+            self._import(module, names, space)
+        for inner in parsed.inner:
+            self.code(inner, space)
+
+    def _note(self, kind: str, text: str) -> None:
+        self.total.update(f"{kind} {len(text)} {text}\n".encode())
+
+    def _global(self, name: str, chains: Iterable[tuple[str, ...]], space: Mapping) -> None:
+        if name not in space:
+            self._note("free", name)
+            return
+        self._note("global", name)
+        for chain in sorted(chains):
+            self._attribute(space[name], chain, name)
+
+    def _attribute(self, value: Any, chain: tuple[str, ...], where: str) -> None:
+        """Feed `value.a.b`, following names through own modules and the run's parameters only."""
+        while chain and isinstance(value, ModuleType) and own(value):
+            self._note("in", value.__name__)
+            where, value, chain = f"{where}.{chain[0]}", getattr(value, chain[0], None), chain[1:]
+        if chain and hasattr(type(value), "reached"):
+            self._note("parameter", chain[0])
+            self.feed(value.reached(chain[0]), f"{where}.{chain[0]}")
+        else:
+            self.feed(value, where)
+
+    def _import(self, module: str, names: tuple[str, ...], space: Mapping) -> None:
+        """An import inside a function: its names count when the module is one of our own."""
+        try:
+            full = importlib.util.resolve_name(module, space.get("__package__") or "")
+        except ImportError:
+            return
+        found = sys.modules.get(full)
+        if found is None and full.partition(".")[0] == "rlgenkit":
+            found = importlib.import_module(full)
+        if found is None or not own(found):
+            self._note("library", full)
+            return
+        for name in names:
+            self._attribute(found, (name,), full)
+
+    def _feed_data(self, value: Any, where: str) -> bool:
+        """Containers, arrays, generators, modules of weights; False for anything else."""
+        if isinstance(value, Tensor):
+            self._tensor(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            self._note("array", f"{value.dtype} {value.shape}")
+            self.total.update(np.ascontiguousarray(value).tobytes())
+        elif isinstance(value, (torch.Generator, np.random.Generator)):
+            self.generators.append(value)
+            self.feed(generator_state(value), where)
+        elif isinstance(value, (list, tuple, np.ndarray)):
+            self._note(type(value).__name__, str(len(value)))
+            for i, item in enumerate(value):
+                self.feed(item, f"{where}[{i}]")
+        elif isinstance(value, Mapping):
+            self._note(type(value).__name__, str(len(value)))
+            for key, item in value.items():
+                self.feed(key, where)
+                self.feed(item, f"{where}[{key!r}]")
+        elif isinstance(value, (set, frozenset)):
+            self._note("set", repr(sorted(map(repr, value))))
+        elif isinstance(value, nn.Module):
+            self._module(value, where)
+        else:
+            return False
+        return True
+
+    def _tensor(self, value: Tensor) -> None:
+        self._note("tensor", f"{value.dtype} {tuple(value.shape)} {value.requires_grad}")
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        self.total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+
+    def _module(self, module: nn.Module, where: str) -> None:
+        """Class, weights and plain settings (modes, scales) of a network and all its parts."""
+        for name, part in module.named_modules():
+            self._note("part", f"{name} {type(part).__module__}.{type(part).__qualname__}")
+            if own(type(part)):
+                self.feed(type(part), where)
+            plain = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str))}
+            self._note("settings", repr(sorted(plain.items())))
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            self._note("weight", name)
+            if isinstance(tensor, Tensor):
+                self._tensor(tensor)
+
+    def _feed_code(self, value: Any, where: str) -> bool:
+        """Functions, methods, classes, modules; False for anything else."""
+        if isinstance(value, functools.partial):
+            self.feed([value.func, value.args, value.keywords], where)
+        elif isinstance(value, MethodType):
+            self.feed([value.__func__, value.__self__], where)
+        elif isinstance(value, FunctionType) and own(value):
+            self.code(value.__code__, value.__globals__, doc=value.__doc__ or "")
+            self.feed([value.__defaults__, value.__kwdefaults__], where)
+            for cell in value.__closure__ or ():
+                self._cell(cell, where)
+        elif hasattr(value, "__wrapped__"):  # a library's decorator around a function
+            self.feed(value.__wrapped__, where)
+        elif isinstance(value, type):
+            self._class(value, where)
+        elif isinstance(value, ModuleType):
+            self._note("module", value.__name__)
+            if own(value) and value.__file__:
+                self.total.update(Path(value.__file__).read_bytes())
+        elif isinstance(value, (FunctionType, BuiltinFunctionType)) or callable(value) and hasattr(
+                value, "__qualname__"):
+            module = getattr(value, "__module__", None)
+            self._note("library", f"{module}.{value.__qualname__}")
+        else:
+            return False
+        return True
+
+    def _cell(self, cell: Any, where: str) -> None:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # assigned later in the enclosing function
+            return
+        self.feed(content, where)
+
+    def _class(self, kind: type, where: str) -> None:
+        self._note("class", f"{kind.__module__}.{kind.__qualname__}")
+        if not own(kind):
+            return
+        for base in kind.__bases__:
+            self.feed(base, where)
+        for name, member in sorted(vars(kind).items()):
+            if name in SKIPPED_IN_CLASSES or name.startswith("_abc_") or inspect.isdatadescriptor(
+                    member) and not isinstance(member, property):
+                continue
+            self._note("member", name)
+            if isinstance(member, property):
+                member = [member.fget, member.fset]
+            elif isinstance(member, (staticmethod, classmethod)):
+                member = member.__func__
+            elif isinstance(member, functools.cached_property):
+                member = member.func
+            self.feed(member, f"{where}.{name}")
+
+    def _feed_object(self, value: Any, where: str) -> None:
+        """An instance: its class and its fields, or what its library says of its state."""
+        kind = type(value)
+        self.feed(kind, where)
+        if hasattr(kind, "reached"):
+            self.feed(value.reached(), where)
+        elif hasattr(value, "backend_tokenizer"):  # its other fields change when it is called
+            rules = json.loads(value.backend_tokenizer.to_str())
+            self._note("tokenizer", repr({k: v for k, v in rules.items()
+                                          if k not in ("truncation", "padding")}))
+        elif hasattr(value, "save_config") and hasattr(value, "config"):  # schedulers, processors
+            self.feed({k: v for k, v in value.config.items() if k[0] != "_"}, where)
+        elif callable(getattr(value, "state_dict", None)):  # optimizers
+            self.feed(value.state_dict(), where)
+        elif callable(getattr(value, "tobytes", None)):  # pictures
+            self._note("bytes", f"{getattr(value, 'size', '')} {getattr(value, 'mode', '')}")
+            self.total.update(value.tobytes())
+        else:
+            self._fields(value, where)
+
+    def _fields(self, value: Any, where: str) -> None:
+        slots = [name for base in type(value).__mro__ for name in
+                 np.atleast_1d(getattr(base, "__slots__", ())).tolist()]
+        if not hasattr(value, "__dict__") and not slots:
+            raise Unhashable(f"`{where}` is a {type(value).__module__}.{type(value).__qualname__}")
+        fields = {**{k: getattr(value, k) for k in slots if hasattr(value, k)},
+                  **getattr(value, "__dict__", {})}
+        for name, item in fields.items():
+            self._note("field", name)
+            self.feed(item, f"{where}.{name}")
+
+
+class Parsed:
+    """What a code object holds: its bytes, constants, inner code, names read, imports."""
+
+    def __init__(self, code: CodeType) -> None:
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self.body = code.co_code + repr(names).encode()
+        self.inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+        self.constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c
+                          for c in code.co_consts if not isinstance(c, CodeType)]
+        self.names: dict[str, set[tuple[str, ...]]] = {}
+        self.imports: list[tuple[str, tuple[str, ...]]] = []
+        rows = [row for row in dis.get_instructions(code) if row.opname not in ("CACHE", "PUSH_NULL")]
+        for i, row in enumerate(rows):
+            if row.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                self.names.setdefault(row.argval, set()).add(_chain(rows[i + 1:i + 5]))
+            elif row.opname == "IMPORT_NAME":
+                level, wanted = rows[i - 2].argval, rows[i - 1].argval
+                self.imports.append(("." * level + row.argval, tuple(wanted or ())))
+
+
+def _chain(rows: list[dis.Instruction]) -> tuple[str, ...]:
+    """The attributes read right after a name: rewards.calibration.fit -> (calibration, fit)."""
+    chain = []
+    for row in rows:
+        if row.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+            break
+        chain.append(row.argval)
+    return tuple(chain)
+
+
+@functools.lru_cache(maxsize=None)
+def parse(code: CodeType) -> Parsed:
+    """Parsed form of a code object, made once."""
+    return Parsed(code)
+
+
+def assigned_first(code: CodeType, start: int) -> set[str]:
+    """Names that a statement running from offset `start` on assigns before it reads them."""
+    first: dict[str, str] = {}
+    for row in dis.get_instructions(code):
+        if row.offset > start and row.opname.endswith(("_NAME", "_GLOBAL")):
+            first.setdefault(row.argval, row.opname)
+    return {name for name, opname in first.items() if opname.startswith("STORE")}
+
+
+def own(thing: Any) -> bool:
+    """Whether a module, class or function is the notebook's, rlgenkit's or the reader's own."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return _own_module(name or "builtins")
+
+
+@functools.lru_cache(maxsize=None)
+def _own_module(name: str) -> bool:
+    if name in ("__main__", "__mp_main__") or name.partition(".")[0] == "rlgenkit":
+        return True
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return bool(file) and not file.startswith(LIBRARY_FOLDERS)
+
+
+def generator_state(generator: Any) -> Any:
+    """State of a torch or numpy generator."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    return generator.bit_generator.state
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Put a torch or numpy generator back to a state from `generator_state`."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    else:
+        generator.bit_generator.state = state
+
+
+def loop_frames(frame: FrameType) -> Iterator[FrameType]:
+    """The frame that runs a loop over `steps`; of a generator function its caller's too."""
+    while frame is not None:
+        yield frame
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            return
+        frame = frame.f_back

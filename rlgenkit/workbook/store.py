@@ -1,0 +1,164 @@
+"""Where the phases of a run are kept: one file a phase and key, and the record of a study."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .parameters import ParameterError
+
+KEPT_VERSIONS = 6  # of one phase: values that a reader goes back and forth between
+SHARED = "RLGENKIT_PHASES"  # folder of phases that the processes of one study share
+REDRAW = "RLGENKIT_REDRAW"  # folder of a study's record, to draw its figures without training
+
+
+class Store:
+    """Files KIND/NAME.KEY.safetensors below a folder; processes that share it wait for each other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, kind: str, name: str, key: str) -> Path:
+        """The file of one phase; names are words joined by /."""
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name:
+            raise ValueError(f"name {name!r} must be words of letters, digits, _ . - joined by /")
+        return self.folder / kind / f"{name}.{key}.safetensors"
+
+    def load(self, kind: str, name: str, key: str) -> dict[str, Any] | None:
+        """What was saved under this key; None when nothing was, or when the file is damaged."""
+        path = self.path(kind, name, key)
+        if not path.exists():
+            if self._versions(path):
+                print(f"{name}: code or values changed since it was saved, starting it again")
+            return None
+        try:
+            return checkpoint.load(path)
+        except checkpoint.Damaged as error:
+            print(f"{name}: {error}, starting it again")
+            path.unlink(missing_ok=True)
+            return None
+
+    def save(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
+        """Save under this key; of the older versions a few are kept."""
+        path = self.path(kind, name, key)
+        checkpoint.save(path, content)
+        for old in self._versions(path)[KEPT_VERSIONS:]:
+            old.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, kind: str, name: str) -> Iterator[None]:
+        """Hold one phase, so that of several processes one computes it and the others read it."""
+        path = self.path(kind, name, "lock").with_suffix("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path):
+            yield
+
+    def _versions(self, path: Path) -> list[Path]:
+        """All versions of the phase of `path`, newest first."""
+        stem = re.escape(path.name.rsplit(".", 2)[0])
+        rule = re.compile(stem + r"\.[0-9a-f]{32}\.safetensors")
+        folder = path.parent
+        found = [p for p in folder.iterdir() if rule.fullmatch(p.name)] if folder.is_dir() else []
+        return sorted(found, key=lambda p: -p.stat().st_mtime_ns)
+
+
+def file_lock(path: Path):
+    """A lock between processes that this process may take again."""
+    from filelock import FileLock
+
+    return FileLock(str(path), thread_local=False, is_singleton=True)
+
+
+def hold(folder: Path) -> Any:
+    """Lock a run folder for as long as this process lives; one sentence if another one holds it."""
+    from filelock import Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = file_lock(folder / "run.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ParameterError(f"another process works in the run folder {folder.name}: wait until it"
+                             " has ended, stop it, or name another out_dir") from None
+    return lock
+
+
+class Record:
+    """The committed record of a study, data/studies/NN: metrics and small results, no weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        self._lines: dict[str, list[dict]] | None = None
+        self._results: dict[str, Any] | None = None
+
+    def lines(self, name: str) -> list[dict]:
+        """Logged lines of one phase; KeyError when the study has no such phase."""
+        if self._lines is None:
+            self._lines = {}
+            for row in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                line = json.loads(row)
+                self._lines.setdefault(line["phase"], []).append(line)
+        if name not in self._lines:
+            raise KeyError(f"the study's record holds no phase {name}")
+        return self._lines[name]
+
+    def result(self, name: str) -> Any:
+        """A recorded result; KeyError when it was too large for the record or never computed."""
+        if self._results is None:
+            self._results = checkpoint.load(self.folder / "results.safetensors")
+        if name not in self._results:
+            raise KeyError(f"the study's record holds no result {name}: run the study itself")
+        return self._results[name]
+
+
+def write_record(folder: Path, lines: list[dict], results: dict[str, Any], about: dict[str, Any],
+                 limit: int = 1_000_000) -> list[str]:
+    """Write a study's record of at most `limit` bytes; returns the results left out as too large.
+
+    The largest results go first; metrics always stay.
+    """
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    sizes = {name: _size(value) for name, value in results.items()}
+    left, total = [], len(text) + sum(sizes.values()) + 20_000
+    for name in sorted(sizes, key=lambda k: -sizes[k]):
+        if total <= limit:
+            break
+        left.append(name)
+        total -= sizes[name]
+    kept = {name: value for name, value in results.items() if name not in left}
+    checkpoint.write_atomic(folder / "metrics.jsonl", text.encode())
+    checkpoint.save(folder / "results.safetensors", kept)
+    about = {**about, "left_out": sorted(left)}
+    checkpoint.write_atomic(folder / "study.json",
+                            (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    return sorted(left)
+
+
+def _size(value: Any) -> int:
+    """Bytes that a result takes in a file, roughly."""
+    if hasattr(value, "nbytes"):
+        return value.nbytes + 60
+    if isinstance(value, dict):
+        return sum(_size(k) + _size(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return sum(map(_size, value)) + 8
+    return len(str(value)) + 4
+
+
+def environment(phases: Path | None = None, record: Path | None = None) -> dict[str, str]:
+    """Environment of a process that shares a study's phases, or draws from its record."""
+    given = {SHARED: phases, REDRAW: record}
+    return {name: str(path) for name, path in given.items() if path is not None}
+
+
+def opened(folder: Path) -> tuple[Store, Record | None]:
+    """The store and record of a run in `folder`, as the environment says."""
+    shared, record = os.environ.get(SHARED), os.environ.get(REDRAW)
+    return Store(Path(shared) if shared else folder), Record(Path(record)) if record else None
