@@ -11,7 +11,6 @@ from rlgenkit.rewards import (
     STATISTICS, best_of, best_of_kl, best_of_weights, bradley_terry_loss, diversity_of_picks,
     fit_bradley_terry, pick_shares, picture_statistics, press,
 )
-from rlgenkit.workbook import clustered_interval
 from rlgenkit.worlds import load_geneval
 from rlgenkit.worlds.human import _checked, make_geneval
 
@@ -121,15 +120,6 @@ def test_make_geneval_keeps_ratings_and_drops_identifiers(tmp_path):
     assert "SECRET" not in text and text.splitlines()[1:3] == ["sdv2,0,1,0,4,3,", "sdv2,0,1,1,2,,1"]
     found = load_geneval(tmp_path / "out")
     assert found.tags == ("colors", "colors") and found.fit[0, :2].tolist() == [4, 2]
-
-
-def test_clustered_interval_resamples_clusters_as_a_whole():
-    clusters = torch.arange(40) // 4
-    values = torch.randn(10, generator=torch.Generator().manual_seed(0))[clusters]  # twins
-    value, low, high = clustered_interval(lambda rows: float(values[rows].mean()), clusters)
-    assert value == pytest.approx(float(values.mean()), abs=1e-6)
-    # four equal twins a cluster are ten observations, not forty
-    assert (high - low) / 3.92 == pytest.approx(float(values.std(correction=0)) / 10**0.5, rel=0.1)
 
 
 def test_missing_ratings_are_refused(tmp_path):

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from .intervals import (
-    Interval, binomial_interval, cluster_interval, interval, prediction_interval,
+    ENOUGH, Interval, binomial_interval, cluster_interval, interval, prediction_interval,
 )
 from .provenance import ROOT
 
 FOLDER = ROOT / "notebooks" / "claims"
 RESULTS = ROOT / "data" / "results"
-ENOUGH = 5  # seeds or clusters; with fewer no verdict
 SCALES = ("exact", "microworld", "embedded", "human data", "real model")
 VERDICTS = ("supported", "not supported", "inconclusive", "not judged",
             "not testable at this scale", "not measured")

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-from .intervals import interval
+from .intervals import ENOUGH, interval
 from .show import HATCHES, LINES, MARKERS, PALETTE, Picture, new_figure, styled
 
 Array = Any  # a torch tensor or whatever numpy takes
@@ -202,9 +202,10 @@ def frontier(
 
 @styled
 def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = None) -> Picture:
-    """Bars of means over seeds with 95 % intervals (Student's t); values: label -> [S].
+    """Bars of means over seeds; values: label -> [S].
 
-    Each value is a dot beside its bar, unless a bar has more than DOTS of them.
+    Each value is a dot beside its bar, unless a bar has more than DOTS of them.  From five values
+    on the bar has its 95 % interval (Student's t).
     """
     figure, axes = new_figure(width=max(3.2, 1.0 + 0.9 * len(values)), height=2.7)
     ax, words = axes[0, 0], []
@@ -212,16 +213,17 @@ def bars(values: Mapping[str, Array], ylabel: str, threshold: float | None = Non
         seeds = _array(seeds).reshape(-1)
         mean, low, high = interval(seeds)
         ax.bar(k, mean, color=BARS[k % 7], alpha=0.75, hatch=HATCHES[k % 7], edgecolor="white")
-        ax.errorbar(k, mean, [[mean - low], [high - mean]], color="black", capsize=4)
+        if len(seeds) >= ENOUGH:
+            ax.errorbar(k, mean, [[mean - low], [high - mean]], color="black", capsize=4)
         if len(seeds) <= DOTS:
             ax.plot(np.full(len(seeds), k + 0.15), seeds, ".", color="black", ms=4, ls="")
-        words.append(f"{name} {mean:.3g} ({low:.3g} to {high:.3g}, n={len(seeds)})")
+        words.append(f"{name} {mean:.3g} ({_around(seeds, low, high)}n={len(seeds)})")
     if threshold is not None:
         ax.axhline(threshold, color="black", ls=":")
         words.append(f"dotted threshold {threshold:.3g}")
     ax.set(xticks=range(len(values)), xticklabels=[_fold(n, 12) for n in values], ylabel=ylabel)
     ax.grid(False, axis="x")
-    return Picture(figure, f"Bars of {ylabel}, mean and 95 % interval: " + "; ".join(words) + ".")
+    return Picture(figure, f"Bars of {ylabel}, means: " + "; ".join(words) + ".")
 
 
 @styled
@@ -251,15 +253,34 @@ def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None, over: str = "
         place = np.arange(y.shape[1]) if x is None else _array(x)
         used = np.isfinite(y).all(axis=0)  # metrics that are logged every few steps have gaps
         y, place = y[:, used], place[used]
-        mean, low, high = interval(y)
-        ax.plot(place, mean, color=PALETTE[k % 7], ls=LINES[k % 7], label=name)
-        ax.fill_between(place, low, high, color=PALETTE[k % 7], alpha=0.18, lw=0)
-        band = f" (interval {low[-1]:.3g} to {high[-1]:.3g})" if len(y) > 1 else ""
-        words.append(f"{name} {_trend(mean, place)}{band}")
+        color, mean = PALETTE[k % 7], y.mean(axis=0)
+        ax.plot(place, mean, color=color, ls=LINES[k % 7], label=name)
+        words.append(f"{name} {_trend(mean, place)}{_band(ax, place, y, color, over)}")
     if (np.mod(place, 1) == 0).all():  # there is no step 2.5
         ax.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
     seeds = f" (mean of {most} {over})" if most > 1 else ""
     return "; ".join(words) + seeds + "."
+
+
+def _band(ax: Axes, place: np.ndarray, y: np.ndarray, color: str, over: str) -> str:
+    """Draw around the mean of y [S, T] what its rows allow and return the last step in words: a
+    band of 95 % intervals, or each row where they are too few (two have a band nine times their
+    own spread)."""
+    if len(y) >= ENOUGH:
+        _, low, high = interval(y)
+        ax.fill_between(place, low, high, color=color, alpha=0.18, lw=0)
+        return f" (interval {low[-1]:.3g} to {high[-1]:.3g})"
+    if len(y) > 1:
+        ax.plot(place, y.T, color=color, alpha=0.45, lw=0.6)
+        return f" (single {over} {_span(y[:, -1])})"
+    return ""
+
+
+def _around(values: np.ndarray, low: float, high: float) -> str:
+    """The interval of a bar in words, or the range of its values where they are too few."""
+    if len(values) >= ENOUGH:
+        return f"95 % interval {low:.3g} to {high:.3g}, "
+    return f"values {_span(values)}, " if len(values) > 1 else ""
 
 
 def _log_ticks(axis: Axis) -> None:
