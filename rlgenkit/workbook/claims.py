@@ -349,15 +349,6 @@ def _sentences(*parts: str) -> str:
     return " ".join(p[0].upper() + p[1:] + ("" if p[-1] in ".!?" else ".") for p in said)
 
 
-def make_claim(id, paper, statement, values, threshold, direction, unit, note, judge):
-    """A row given in code; goes once every notebook has its claims file."""
-    row = Row(id, statement, paper, "", float(threshold), direction, unit, "t", note=note)
-    found = interval(values)
-    return replace(_unjudged(row, _verdict(row, found, judge)[0], note),
-                   values=tuple(map(float, values)), value=found.value,
-                   interval=(found.low, found.high), n=found.n)
-
-
 # --- tables
 
 
