@@ -7,10 +7,10 @@ KIT = .venv/bin/python -m rlgenkit
 STAMP = .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab quick sweep bench models report student solutions slides check doctor clean
+.PHONY: help setup run test test-fast lab quick sweep bench models report student solutions slides check doctor clean
 
 help:       ## this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+): .*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## */  make \1\t/' | expand -t 18
 
 setup: $(STAMP) ## virtual environment in .venv with the locked versions
 
@@ -29,6 +29,9 @@ run: setup  ## main job: fine-tune the embedded model (01_ddpo, default profile)
 
 test: setup ## all tests, every notebook's quick run among them
 	@$(KIT) test $(ARGS)
+
+test-fast: setup ## the tests that execute no notebook, minutes
+	@$(KIT) test-fast $(ARGS)
 
 lab: setup  ## JupyterLab on 00_start_here
 	@$(KIT) lab $(ARGS)

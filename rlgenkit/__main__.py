@@ -57,10 +57,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+PYTEST = ["-m", "pytest", "-n", "logical", "--maxprocesses", "4"]
+
 # Commands that hand everything after their name to another program.
 PASSED_ON = {
-    "test": ("all tests (pytest), one worker a core",
-             ["-m", "pytest", "-n", "logical", "--maxprocesses", "4", "--dist", "loadgroup"]),
+    "test": ("all tests (pytest), one worker a core", PYTEST),
+    "test-fast": ("all tests that execute no notebook", [*PYTEST, "-m", "not executes"]),
     "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
     "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
     "models": ("train the embedded models from nothing", ["-m", "rlgenkit.models.train"]),

@@ -11,9 +11,9 @@ import sys
 import pytest
 
 from rlgenkit.__main__ import PASSED_ON, parser
-from rlgenkit.commands import committed, doctor, export, lint, manifest, report
+from rlgenkit.commands import committed, doctor, export, lint, manifest
 from rlgenkit.commands.inputs import split_values, typed
-from rlgenkit.commands.places import ROOT, TEMPLATE, InputError, find, series
+from rlgenkit.commands.places import ROOT, TEMPLATE, find, series
 from rlgenkit.commands.run import claims_table
 from rlgenkit.workbook.parameters import check_overrides, declared
 
@@ -126,16 +126,7 @@ RESULT = {"schema": 1, "notebook": "01_x", "title": "X", "profile": "default", "
                       "verdict": "not testable at this scale", "note": ""}]}
 
 
-def test_pages_from_results(monkeypatch):
-    monkeypatch.setattr(report, "results", lambda: [RESULT])
-    page, table = report.reproducibility(), report.results_table()
-    assert "2 claims: 1 supported, 0 not supported, 0 inconclusive, 1 not testable" in page
-    assert "1.5 [1, 2] x" in page and "≥ 1" in page and "a \\| b" in table
-    text = "".join(f"<!-- begin:{n} -->STALE<!-- end:{n} -->\n" for n in ("index", "results", "times"))
-    made = report.readme(text)
-    assert "STALE" not in made and report.readme(made) == made
-    with pytest.raises(InputError):
-        report.readme("no markers")
+def test_table_of_claims_in_the_terminal():
     assert "supported" in claims_table(RESULT) and "1.5 [1, 2] x" in claims_table(RESULT)
 
 
