@@ -1,0 +1,433 @@
+"""The run record: phases resume to the bit, follow code and values, survive damage and neighbors."""
+
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import Counter, namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+from rlgenkit import workbook as wb
+from rlgenkit.workbook import checkpoint, claims
+from rlgenkit.workbook.fingerprint import Reach, Unhashable
+
+VALUES = {"profile": "default", "seed": 0, "n_seeds": 3, "device": "cpu", "steps": 10, "clip": 0.2}
+
+
+def started(folder, **changes):
+    values = {**VALUES, "out_dir": str(folder), **changes}
+    values["seeds"] = [*range(values["seed"], values["seed"] + values["n_seeds"])]
+    return wb.start(wb.Parameters("98_trial", values), "Trial",
+                    {"title": "T", "year": 2023, "arxiv": "2305.13301"})
+
+
+def train(run):
+    gen = torch.Generator().manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=gen))
+    opt = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    ema = [w.detach().clone() for w in net.parameters()]
+    state = {"net": net, "opt": opt, "gen": gen, "ema": ema, "best": {"reward": 0.0}}
+    for phase in ("a/seed0", "a/seed1"):
+        for step in run.steps(9, phase, state, every=2):
+            loss = net(torch.randn(8, 3, generator=gen)).square().mean(1)
+            loss = loss + torch.rand(8)  # the global generator is restored as well
+            opt.zero_grad()
+            loss.mean().backward()
+            opt.step()
+            for mean, weight in zip(ema, net.parameters()):
+                mean.lerp_(weight.detach(), 0.1)
+            state["best"]["reward"] = max(state["best"]["reward"], -loss.mean().item())
+            run.log(step, reward=-loss, samples={"rewards": -loss})
+            if (phase, step) == getattr(run, "kill_at", None):
+                os.kill(os.getpid(), signal.SIGKILL)
+    draw = run.result("draw", lambda: torch.rand(2, generator=gen))
+    draws = [draw, torch.rand(2, generator=gen)]
+    return [*net.state_dict().values(), *ema, torch.tensor(state["best"]["reward"]), *draws]
+
+
+def train_until_killed(folder):
+    torch.manual_seed(0)
+    run = started(folder)
+    run.kill_at = ("a/seed1", 5)  # not an argument: that would be something the loop depends on
+    train(run)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_killed_run_resumes_to_the_same_bits(tmp_path):
+    torch.manual_seed(0)
+    whole = train(started(tmp_path / "whole"))
+    # A fresh process, not a fork: a fork inherits locks of torch's threads and can wait forever.
+    context = multiprocessing.get_context("spawn")
+    child = context.Process(target=train_until_killed, args=(tmp_path / "cut",))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 9 + 6  # the line of the killed step is there, its checkpoint is not
+    torch.manual_seed(99)  # a resumed process starts with another global generator
+    resumed = train(started(tmp_path / "cut"))
+    assert same(whole, resumed)
+    run = started(tmp_path / "cut")
+    assert same(whole, train(run)) and run.computed == []  # all restored, nothing run
+    logs = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "cut")]
+    assert logs[0] == logs[1] and logs[0].count(b"\n") == 18
+
+
+def test_an_interrupted_loop_goes_on_in_the_same_session(tmp_path):
+    run, net = started(tmp_path), torch.nn.Linear(2, 1)
+    run.interrupt_at, run.done = 3, []
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+
+    def cell():
+        for step in run.steps(6, "a", {"net": net}, every=2):
+            with torch.no_grad():
+                net.weight.mul_(2)
+            if step == run.interrupt_at:
+                raise KeyboardInterrupt
+            done.append(step)
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # keeps the traceback, as a kernel does
+        cell()
+    run.interrupt_at = None
+    cell()
+    assert run.done == [0, 1, 2, 2, 3, 4, 5] and net.weight[0, 0] == 2.0**6
+    assert kept.value is not None
+
+
+def test_a_break_keeps_what_the_loop_did(tmp_path):
+    run, total = started(tmp_path), torch.zeros(1)
+    for step in run.steps(9, "a", {"total": total}):
+        total += 1
+        if step == 3:
+            break
+    assert total == 4
+
+
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"x": torch.ones(3), "k": [1, (2, None)], "n": {3: np.arange(2)}})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left.*previous version is intact"):
+            checkpoint.save(path, {"x": torch.zeros(3)})
+    back = checkpoint.load(path)
+    assert torch.equal(back["x"], torch.ones(3)) and back["k"] == [1, (2, None)]
+    assert back["n"][3].tolist() == [0, 1] and [f.name for f in tmp_path.iterdir()] == [path.name]
+
+
+# --- what a phase depends on
+
+SOURCE = """
+RATE = 0.1
+ARMS = {"moderate": (0.1, 1.0)}
+COLORS = ["red"]
+
+def helper(x):
+    '''Doc.'''
+    return RATE * x  # a comment
+
+def train(run, scale=1.0):
+    total = []
+    for step in run.steps(3, "a"):
+        total.append(helper(step) * ARMS["moderate"][1] * p.clip * scale)
+        run.log(step, reward=total[-1])
+    return run.result("sum", lambda: sum(helper(k) for k in range(3)))
+
+def plot():
+    return COLORS[0]
+"""
+
+
+def session(folder, source=SOURCE, call="train(run)", **changes):
+    """Run the source as a notebook's cells would be; the names of what was computed."""
+    run = started(folder, **changes)
+    space = {"__name__": "__main__", "run": run, "p": run.parameters}
+    exec(compile(source, "<cell>", "exec"), space)
+    exec(compile(call, "<cell 2>", "exec"), space)
+    return run.computed
+
+
+@pytest.mark.parametrize("before, after, again", [
+    ("# a comment", "# another comment", []),
+    ("'''Doc.'''", "'''Another text.'''", []),
+    ('COLORS = ["red"]', 'COLORS = ["blue"]', []),
+    ("return COLORS[0]", "return COLORS[-1]", []),
+    ("    total = []\n", "    total = []\n\n\n", []),
+    ("RATE = 0.1", "RATE = 0.2", ["a", "sum"]),
+    ('{"moderate": (0.1, 1.0)}', '{"moderate": (0.1, 5.0)}', ["a"]),
+    ("return RATE * x", "return RATE + x", ["a", "sum"]),
+    ("scale=1.0", "scale=2.0", ["a"]),
+])
+def test_what_a_phase_reaches_decides_whether_it_runs_again(tmp_path, before, after, again):
+    assert session(tmp_path) == ["a", "sum"] and session(tmp_path) == []
+    assert before in SOURCE
+    assert session(tmp_path, SOURCE.replace(before, after)) == again
+    assert session(tmp_path) == []  # the first version is still there
+
+
+def test_only_the_parameters_that_are_read_count(tmp_path):
+    assert session(tmp_path / "a") == ["a", "sum"]
+    for folder, changes, again in (("b", {"clip": 0.3}, ["a"]), ("c", {"steps": 11}, [])):
+        shutil.copytree(tmp_path / "a", tmp_path / folder)
+        (tmp_path / folder / "run.json").unlink()
+        assert session(tmp_path / folder, **changes) == again
+
+
+def test_a_loop_in_a_cell_depends_on_what_it_reads_not_on_what_it_writes(tmp_path):
+    cell = "for step in run.steps(3, 'a'):\n    now = step * weight\n    run.log(step, reward=now)\n"
+    head = "weight, other, now = {}, {}, {}\n"
+    assert session(tmp_path, head.format(1, 1, 0), cell) == ["a"]
+    assert session(tmp_path, head.format(1, 2, 7), cell) == []
+    assert session(tmp_path, head.format(2, 1, 0), cell) == ["a"]
+
+
+def test_the_package_counts_by_the_functions_used(tmp_path, monkeypatch):
+    from rlgenkit import optimizers
+    from rlgenkit.optimizers import advantages, losses
+
+    source = "from rlgenkit import optimizers\ndef f():\n    return optimizers.group_advantages\n"
+    call = "run.result('x', lambda: f() and 1)"
+    assert session(tmp_path, source, call) == ["x"] and session(tmp_path, source, call) == []
+    monkeypatch.setattr(losses, "ppo_clip_loss", lambda *x: 0)
+    assert session(tmp_path, source, call) == []
+    monkeypatch.setattr(advantages, "group_advantages", lambda *x: 0)
+    monkeypatch.setattr(optimizers, "group_advantages", advantages.group_advantages, raising=False)
+    assert session(tmp_path, source, call) == ["x"]
+
+
+def test_weights_generators_and_closures_are_values():
+    net, gen = torch.nn.Linear(2, 1), torch.Generator().manual_seed(0)
+    scale = [2.0]
+
+    def phase():
+        return net(torch.randn(1, 2, generator=gen)) * scale[0]
+
+    def digest():
+        reach = Reach()
+        reach.feed(phase, "phase")
+        return reach.digest(), reach.generators
+
+    first, drawn = digest()
+    assert drawn == [gen] and digest()[0] == first
+    with torch.no_grad():
+        net.weight[0, 0] += 1e-3
+    second = digest()[0]
+    torch.randn(1, generator=gen)
+    third = digest()[0]
+    scale[0] = 3.0
+    assert len({first, second, third, digest()[0]}) == 4
+
+
+def test_what_cannot_be_hashed_is_computed_anew(tmp_path, capsys):
+    run, lock = started(tmp_path), __import__("threading").Lock()
+    for _ in range(2):
+        run.result("x", lambda: lock.locked() or 1)
+    assert run.computed == ["x", "x"] and "computed anew" in capsys.readouterr().out
+    with pytest.raises(Unhashable, match="`lock`"):
+        Reach().feed(lock, "lock")
+
+
+def test_generators_that_a_result_draws_from_go_on_as_if_it_had_run(tmp_path):
+    def draws():
+        gen, numpy_gen = torch.Generator().manual_seed(1), np.random.default_rng(1)
+        run = started(tmp_path)
+        first = run.result("x", lambda: [torch.rand(2, generator=gen), numpy_gen.random(2)])
+        return run.computed, [first[0], torch.tensor(first[1]), torch.rand(2, generator=gen),
+                              torch.tensor(numpy_gen.random(2))]
+
+    (one, first), (two, second) = draws(), draws()
+    assert (one, two) == (["x"], []) and same(first, second)
+
+
+# --- what comes back
+
+
+@pytest.mark.parametrize("value", [
+    {"sd/unet": 1, "sd": {"unet": 2}}, {1: "a", "1": "b"}, {(0, 1): [1.5], None: ()},
+    [True, None, -0.0, float("inf"), "ä", 2**70], {"deep": [{"x": (1, [2])}]},
+])
+def test_plain_results_come_back_equal(tmp_path, value):
+    run = started(tmp_path)
+    assert run.result("x", lambda: value) == value
+    assert started(tmp_path).result("x", lambda: value) == value
+
+
+def test_arrays_come_back_with_type_and_shape(tmp_path):
+    x = np.arange(6).reshape(2, 3)
+    parts = {"reversed": x[::-1, ::-1], "flat": np.array(3.5), "half": torch.ones(2).bfloat16(),
+             "mask": torch.tensor([True]), "empty": torch.zeros(0, 3), "view": torch.ones(3, 2).T}
+    for run in (started(tmp_path), started(tmp_path)):
+        back = run.result("x", lambda: parts)
+        assert all(type(back[k]) is type(v) and back[k].dtype == v.dtype and back[k].shape == v.shape
+                   and (back[k] == v).all() for k, v in parts.items())
+    back["mask"][0] = False  # what comes back is no live view of what was passed
+    assert parts["mask"].item() is True
+
+
+@pytest.mark.parametrize("value", [Counter("a"), namedtuple("N", "a")(1), {1, 2}, [object()]])
+def test_what_would_come_back_as_something_else_is_named_and_not_lost(tmp_path, value, capsys):
+    run = started(tmp_path)
+    assert run.result("x", lambda: value) == value
+    assert "cannot be stored" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize("kind", ["phases", "cache"])
+def test_a_damaged_file_starts_its_phase_again(tmp_path, damage, kind, capsys):
+    assert session(tmp_path) == ["a", "sum"]
+    path, = (tmp_path / kind).glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-3] ^= 1
+    path.write_bytes({"cut": data[:-5], "flip": data, "empty": b""}[damage])
+    assert session(tmp_path) == (["a"] if kind == "phases" else ["sum"])
+    assert "is damaged, starting it again" in capsys.readouterr().out
+
+
+def test_every_flipped_bit_of_a_file_is_seen(tmp_path):
+    path = tmp_path / "x.safetensors"
+    checkpoint.save(path, {"a": torch.arange(3), "b": "text", "c": [1.5]})
+    whole = path.read_bytes()
+    for k in range(0, len(whole) * 8, 7):
+        data = bytearray(whole)
+        data[k // 8] ^= 1 << k % 8
+        path.write_bytes(data)
+        with pytest.raises(checkpoint.Damaged):
+            checkpoint.load(path)
+
+
+# --- folders and parameters
+
+
+def test_other_parameters_are_refused_or_get_their_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started("x", steps=3)
+    with pytest.raises(wb.ParameterError, match="holds a run with steps=3, not 4: name another"):
+        started("x", steps=4)
+    (tmp_path / "x" / "run.json").write_text("{")
+    with pytest.raises(wb.ParameterError, match="damaged run.json"):
+        started("x", steps=3)
+    one, two = (wb.start(wb.Parameters("98_trial", {**VALUES, "out_dir": None, "steps": k}))
+                for k in (3, 4))
+    assert one.folder != two.folder and one.folder.parts[:2] == ("runs", "98_trial")
+
+
+def test_a_second_process_in_the_folder_gets_one_sentence(tmp_path):
+    run = started(tmp_path)
+    code = textwrap.dedent(f"""
+        from rlgenkit.workbook.store import hold
+        from pathlib import Path
+        hold(Path({str(tmp_path)!r}))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "wait until it has ended, stop it, or name another out_dir")
+    assert started(tmp_path).folder == run.folder  # the same process may open its folder again
+
+
+def test_non_finite_values_name_step_sample_and_checkpoint(tmp_path):
+    run = started(tmp_path)
+    with pytest.raises(wb.NonFiniteError, match=r"truth is nan at step 4 of a, sample 1; the last "
+                                                r"good checkpoint is phases/a\.\w+\.safetensors, "
+                                                "after 4"):
+        for step in run.steps(9, "a", every=2):
+            run.log(step, reward=1.0, truth=torch.tensor([1.0, np.nan if step == 4 else 0.0]))
+    run = started(tmp_path)
+    with pytest.raises(wb.NonFiniteError, match="loss is inf at step 0.*no checkpoint"):
+        run.log(0, loss=float("inf"))
+
+
+def test_metrics_stack_over_seeds(tmp_path):
+    run = started(tmp_path)
+    for seed in run.parameters.seeds:
+        for step in run.steps(4, f"a/seed{seed}"):
+            run.log(step, reward=torch.tensor([step, step + 2.0]) + seed)
+            if step % 2:
+                run.log(step, truth=1.0)
+    curves = run.curves("a")
+    assert curves["reward"].tolist() == [[1 + s, 2 + s, 3 + s, 4 + s] for s in (0, 1, 2)]
+    assert np.isnan(curves["truth"][0]).tolist() == [True, False, True, False]
+    with pytest.raises(KeyError, match="nothing was logged in phase b"):
+        run.metrics("b")
+    for _ in run.steps(1, "a/seed2"):
+        run.log(0, reward=0.0)
+    with pytest.raises(ValueError, match="unequal numbers of steps"):
+        run.curves("a")
+
+
+def test_inner_loops_give_the_name_back_and_reserved_names_are_refused(tmp_path):
+    run = started(tmp_path)
+    for step in run.steps(1, "outer"):
+        for _ in run.steps(1, "inner"):
+            run.log(0, reward=1.0)
+        run.log(step, reward=2.0)
+    assert run.metrics("outer")["reward"].tolist() == [2.0]
+    with pytest.raises(ValueError, match="cannot be called `phase`"):
+        run.log(0, phase=0.5)
+
+
+# --- claims in the record
+
+ROWS = """
+[C1]
+primary = true
+paper = "It rises."
+statement = "It rises here."
+measure = "gain"
+threshold = 0.1
+direction = ">="
+interval = "t"
+scale = "microworld"
+sham = "permuted"
+
+[K]
+check = true
+statement = "One is one."
+
+[U]
+untestable = "no robot here"
+paper = "Robots learn."
+statement = "Robots learn."
+"""
+
+
+def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "FOLDER", tmp_path)
+    (tmp_path / "98_trial.toml").write_text(ROWS)
+    run = started(tmp_path / "run", profile="default")
+    with pytest.raises(ValueError, match="rows C1, K of the claims were neither judged"):
+        run.finish()
+    gains = [1.0, 1.1, 0.9, 1.0, 1.2]
+    run.judge("C1", gains, sham=[0.0, 0.1, -0.1, 0.0, 0.05])
+    with pytest.raises(AssertionError, match="check K failed: One is one"):
+        run.check("K", False)
+    run.check("K", True)
+    run.finish()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [c["verdict"] for c in results["claims"]] == ["supported", "not testable at this scale"]
+    assert results["checks"] == [{"id": "K", "statement": "One is one."}]
+    assert results["claims_sha256"] == __import__("hashlib").sha256(ROWS.encode()).hexdigest()
+    with pytest.raises(ValueError, match="has no row C9"):
+        run.judge("C9", gains)
+    quick = started(tmp_path / "quick", profile="quick")
+    assert quick.judge("C1", gains, sham=gains).verdict == "not judged"
