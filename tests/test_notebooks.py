@@ -90,8 +90,8 @@ def test_runs_twice_in_one_folder(path, quick_run, second_run):
     first, second = quick_run(path), second_run(path)
     assert (first.code, second.code) == (0, 0), failure(second)
     assert runner.comparable(first.out_dir) == runner.comparable(second.out_dir)
-    computed = second.out_dir / "computed.json"
-    assert not computed.is_file() or json.loads(computed.read_text(encoding="utf-8")) == []
+    computed = (second.out_dir / "computed.json").read_text(encoding="utf-8")
+    assert json.loads(computed) == [], "not restored"
 
 
 @every_notebook
