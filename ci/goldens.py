@@ -59,12 +59,10 @@ def digests(folder: Path) -> dict[str, str]:
         lines.setdefault(row.pop("phase"), []).append(row)
     for name, rows in lines.items():
         found[f"metrics {name}"] = digest(rows)
-    for path in sorted((folder / "phases").rglob("*.safetensors")):
-        name = path.relative_to(folder / "phases").with_suffix("").as_posix()
-        found[f"state {name}"] = digest(checkpoint.load(path)["state"])
-    for path in sorted((folder / "cache").rglob("*.safetensors")):
-        name = path.relative_to(folder / "cache").with_suffix("").as_posix()
-        found[f"result {name}"] = digest(checkpoint.load(path)["value"])
+    for kind, word, part in (("phases", "state", "state"), ("cache", "result", "value")):
+        for path in sorted((folder / kind).rglob("*.safetensors")):
+            name = path.relative_to(folder / kind).as_posix().rsplit(".", 2)[0]  # without its key
+            found[f"{word} {name}"] = digest(checkpoint.load(path)[part])
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for name, value in results["numbers"].items():
         found[f"number {name}"] = digest(value)

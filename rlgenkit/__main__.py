@@ -30,11 +30,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", help="01, 01_ddpo or a path")
     run.add_argument("-p", dest="pairs", nargs=2, action="append", default=[],
                      metavar=("NAME", "VALUE"), help="set a parameter")
-    run.add_argument("--profile", help="quick, default or full")
+    run.add_argument("--profile", help="quick, default, study or full")
     run.add_argument("--out", help="run folder (default runs/NB/...)")
     run.add_argument("--limit", type=float, help="seconds for the whole notebook")
     run.add_argument("--commit", action="store_true",
                      help="official run: write back notebooks/NB.ipynb and data/results/NN.json")
+    run.add_argument("--jobs", type=int, default=1, help="of a study: processes, each with its seeds")
+    run.add_argument("--redraw", action="store_true",
+                     help="of a study: draw its figures from data/studies/NN without training")
     sweep = add("sweep", "every combination of values: sweep NB clip=1e-4,1e-2 seed=0..4")
     sweep.add_argument("notebook")
     sweep.add_argument("axes", nargs="+", metavar="name=a,b")
@@ -138,7 +141,8 @@ def dispatch(args: argparse.Namespace) -> int:
         return 0
     from rlgenkit.commands import run
     if name == "run":
-        return run.run(args.notebook, args.pairs, args.profile, args.out, args.limit, args.commit)
+        return run.run(args.notebook, args.pairs, args.profile, args.out, args.limit, args.commit,
+                       args.jobs, args.redraw)
     if args.jobs < 1:
         raise InputError("--jobs must be at least 1.")
     return run.sweep(args.notebook, args.axes, args.profile, args.jobs, args.limit)

@@ -99,7 +99,7 @@ def test_an_interrupted_loop_goes_on_in_the_same_session(tmp_path):
                 net.weight.mul_(2)
             if step == run.interrupt_at:
                 raise KeyboardInterrupt
-            done.append(step)
+            run.done.append(step)
 
     with pytest.raises(KeyboardInterrupt) as kept:  # keeps the traceback, as a kernel does
         cell()

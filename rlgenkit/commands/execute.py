@@ -123,5 +123,19 @@ def main(spec: dict) -> int:
     return 0
 
 
+def cpu_seconds() -> float | None:
+    """CPU seconds of this process and of the kernels that it started and that have ended."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(sum(u.ru_utime + u.ru_stime for u in used), 1)
+
+
 if __name__ == "__main__":
-    sys.exit(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    begin, given = time.time_ns(), json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    code = main(given)
+    usage = {"begin_ns": begin, "cpu_seconds": cpu_seconds()}
+    (Path(given["out_dir"]) / "usage.json").write_text(json.dumps(usage), encoding="utf-8")
+    sys.exit(code)

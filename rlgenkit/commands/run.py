@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import committed
+from . import committed, study
 from .inputs import checked_parameters, split_values
 from .places import NOTEBOOKS, RESULTS, ROOT, RUNS, TEMPLATE, InputError, find
 
-LIMIT_S = {"quick": 600.0, "default": 3600.0, "full": 7 * 24 * 3600.0}
+LIMIT_S = {"quick": 600.0, "default": 3600.0, "study": 6 * 3600.0, "full": 7 * 24 * 3600.0}
 # Raised by a notebook's first cells for bad input; the message is the sentence to show.
 INPUT_ERRORS = ("ParameterError", "InputError")
 BAD_INPUT, TIMED_OUT, DEAD_KERNEL = 2, 124, 138
@@ -32,11 +32,20 @@ class Outcome:
     sentence: str
     out_dir: Path
     notebook: Path
+    cpu_seconds: float | None = None  # of the executor and its kernel, imports included
 
     def results(self) -> dict | None:
-        """The run's results.json, or None when it wrote none."""
+        """The run's results.json, or None when it failed or wrote none."""
         path = self.out_dir / "results.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        written = self.code == 0 and path.is_file() and (self.out_dir / "usage.json").is_file() and (
+            path.stat().st_mtime_ns >= _usage(self.out_dir)["begin_ns"])
+        return json.loads(path.read_text(encoding="utf-8")) if written else None
+
+
+def _usage(out_dir: Path) -> dict:
+    """usage.json of the last execution into `out_dir`."""
+    path = out_dir / "usage.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def default_out_dir(notebook: Path, overrides: dict) -> Path:
@@ -68,10 +77,11 @@ def execute(notebook: Path, parameters: dict, out_dir: Path, limit_s: float,
     """Run `notebook` in a child process into `out_dir`; never raises for what the notebook does.
 
     The executed notebook, its HTML copy, run.log (all output, full tracebacks) and what the
-    workbook writes land in `out_dir`; running again into the same folder resumes.
+    workbook writes land in `out_dir`; running again into the same folder resumes, and replaces the
+    results of before only when it succeeds.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
-    for stale in ("error.json", "results.json"):
+    for stale in ("error.json", "usage.json"):
         (out_dir / stale).unlink(missing_ok=True)
     spec = {"notebook": str(notebook), "name": notebook.name, "out_dir": str(out_dir),
             "parameters": {**parameters, "out_dir": str(out_dir)}, "cwd": str(NOTEBOOKS),
@@ -97,7 +107,8 @@ def execute(notebook: Path, parameters: dict, out_dir: Path, limit_s: float,
     seconds = time.monotonic() - start
     code, sentence = _explain(code, out_dir, limit_s, noise)
     (out_dir / "spec.json").unlink(missing_ok=True)
-    return Outcome(code, seconds, sentence, out_dir, out_dir / notebook.name)
+    return Outcome(code, seconds, sentence, out_dir, out_dir / notebook.name,
+                   _usage(out_dir).get("cpu_seconds"))
 
 
 def _explain(code: int, out_dir: Path, limit_s: float, noise: bytes | None) -> tuple[int, str]:
@@ -136,36 +147,58 @@ def claims_table(results: dict) -> str:
 
 
 def run(name: str, pairs: list[tuple[str, str]], profile: str | None, out: str | None,
-        limit_s: float | None, commit: bool) -> int:
+        limit_s: float | None, commit: bool, jobs: int = 1, redraw: bool = False) -> int:
     """The `run` command: check, execute, say where everything is. Returns the exit code."""
     notebook = find(name)
-    if commit and (pairs or profile):
-        raise InputError("--commit makes the official default run; it takes no -p and no --profile.")
+    if commit and (pairs or profile not in (None, "study")):
+        raise InputError("--commit publishes a default run or a study; it takes no -p and no other "
+                         "--profile than study.")
+    if redraw or jobs != 1:
+        _check_study(profile, jobs)
     if profile is not None:
         pairs = [*pairs, ("profile", profile)]
     parameters = checked_parameters(notebook, pairs)
     given = out or parameters.pop("out_dir", None)
-    if commit:
+    if commit and profile is None:
         given = RUNS / notebook.stem / "official"
         shutil.rmtree(given, ignore_errors=True)  # a resumed run would not tell its whole time
     out_dir = Path(given or default_out_dir(notebook, parameters)).resolve()
+    out_dir = out_dir.with_name(out_dir.name + "-redrawn") if redraw and not given else out_dir
     limit = limit_s or LIMIT_S.get(parameters.get("profile") or "default", LIMIT_S["default"])
     print(f"Running {notebook.stem} into {_shown(out_dir)}", file=sys.stderr)
-    done = execute(notebook, parameters, out_dir, limit)
+    env = {}
+    if redraw:
+        env = study.redrawing(notebook)
+    elif profile == "study":
+        env = study.one_thread()
+        study.compute_seeds(execute, notebook, parameters, out_dir, jobs, limit)
+    done = execute(notebook, parameters, out_dir, limit, env=env)
     if done.code:
         print(done.sentence, file=sys.stderr)
         if done.code != BAD_INPUT:
             print(f"Everything it printed: {_shown(out_dir / 'run.log')}", file=sys.stderr)
         return done.code
+    _tell(done)
+    if commit:
+        publish(notebook, done, "study" if profile == "study" else "default")
+    return 0
+
+
+def _check_study(profile: str | None, jobs: int) -> None:
+    if profile != "study":
+        raise InputError("--jobs and --redraw belong to --profile study.")
+    if jobs < 1:
+        raise InputError("--jobs must be at least 1.")
+
+
+def _tell(done: Outcome) -> None:
+    """Where everything of a run is, its claims and its time."""
     for label, path in (("notebook", done.notebook), ("HTML", done.notebook.with_suffix(".html")),
-                        ("results", out_dir / "results.json"), ("log", out_dir / "run.log")):
+                        ("results", done.out_dir / "results.json"), ("log", done.out_dir / "run.log")):
         print(f"{label:9} {_shown(path)}" if path.exists() else f"{label:9} none")
     if (results := done.results()) is not None:
         print(f"\n{claims_table(results)}")
     print(f"\n{done.seconds:.0f} s")
-    if commit:
-        publish(notebook, done)
-    return 0
 
 
 def _shown(path: Path) -> str:
@@ -182,21 +215,25 @@ def hardware() -> str:
     return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB"
 
 
-def publish(notebook: Path, done: Outcome) -> None:
-    """Official run: write back the executed notebook, normalized, and data/results/NN.json."""
+def publish(notebook: Path, done: Outcome, profile: str) -> None:
+    """Official run: write back the executed notebook, normalized, and data/results/NN.json; of a
+    study its record in data/studies/NN/ too."""
     source, executed = committed.read(notebook), committed.read(done.notebook)
     digest = committed.source_hash(source)
     if digest != committed.source_hash(executed):
         raise InputError(f"{notebook.name} changed while it ran; run it again.")
-    executed["metadata"]["rlgenkit"] = {"source_hash": digest, "profile": "default"}
+    executed["metadata"]["rlgenkit"] = {"source_hash": digest, "profile": profile}
     notebook.write_text(committed.text_of(committed.normalize(executed)), encoding="utf-8")
     results = done.results()
     if results is not None and notebook != TEMPLATE:  # the template shows a run, it claims nothing
-        results["timing"] = {"seconds": round(done.seconds), "hardware": hardware()}
+        took = {"seconds": round(done.seconds)} if profile == "default" else study.timing(done.out_dir)
+        results["timing"] = {**took, "hardware": hardware()}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         print(f"results: {_shown(target)}")
+        if profile == "study":
+            study.publish(notebook, done.out_dir, results)
     print(f"committed form: {_shown(notebook)}")
 
 

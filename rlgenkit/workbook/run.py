@@ -30,7 +30,7 @@ from .fingerprint import (
 from .parameters import ParameterError, Parameters
 from .progress import Progress, kernel
 from .provenance import ROOT, provenance, versions
-from .store import hold, opened
+from .store import hold, opened, study_record
 
 RESERVED = ("phase", "step")  # keys of a line of metrics that a metric cannot be called
 
@@ -128,10 +128,7 @@ class Run:
                                    self._get_state(state, drawn))
                         saved = time.monotonic()
                     progress.update(step + 1, self._latest(name))
-            except GeneratorExit:  # a break; an error leaves the generator waiting
-                self._left.pop(name, None)
-                raise
-            finally:
+            finally:  # also after a break or an error in the loop
                 self._stack = [x for x in self._stack if x != name]
             self._left.pop(name, None)
         if first < n or n == 0:
@@ -244,6 +241,8 @@ class Run:
         checkpoint.write_atomic(self.folder / "results.json", _json(content))
         checkpoint.write_atomic(self.folder / "timings.json", _json(self.seconds))
         checkpoint.write_atomic(self.folder / "computed.json", _json(sorted(self.computed)))
+        if self.parameters.profile == "study" and not self._record:
+            self._write_record(content)
         source = content["provenance"]
         used = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
         data = (source["data"]["manifest_sha256"] or "no manifest")[:12]
@@ -256,14 +255,6 @@ class Run:
                  f"{source['commit']}, data {data}, {source['device']}, {source['threads']} "
                  f"threads; {used}.")
 
-    def export(self, folder: Path, about: Mapping[str, Any]) -> list[str]:
-        """Write the record of a study (data/studies/NN): all metrics, and results while they fit;
-        returns the names of those that do not."""
-        from .store import write_record
-
-        lines = [line for rows in self._lines.values() for line in rows]
-        return write_record(folder, lines, self.results_kept, dict(about))
-
     def save_figure(self, figure: Any, name: str) -> Path:
         """Write a figure to figures/<name>.png in the run's folder."""
         from .show import png
@@ -271,6 +262,26 @@ class Run:
         path = self.folder / "figures" / f"{name}.png"
         checkpoint.write_atomic(path, png(figure))
         return path
+
+    def _write_record(self, content: dict[str, Any]) -> None:
+        """record/ in the run folder, what data/studies/NN will be: all metrics, small results."""
+        from .store import write_record
+
+        kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256")
+        about = {k: content[k] for k in kept}
+        about["versions"] = content["provenance"]["versions"]
+        lines = [line for rows in self._lines.values() for line in rows]
+        write_record(self.folder / "record", lines, self.results_kept, about)
+
+    def recorded(self, name: str, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Curves of an arm that only the study trained, from data/studies/NN: each [S, T].
+
+        seeds: None for all of the study.  KeyError when there is no study, or no such arm in it.
+        """
+        record = self._record or study_record(self.parameters.notebook)
+        seeds = record.about["seeds"] if seeds is None else seeds
+        runs = [_columns(record.lines(f"{name}/seed{seed}")) for seed in seeds]
+        return {k: np.stack([run[k] for run in runs]) for k in runs[0]}
 
     def _row(self, id: str) -> claims.Row:
         if id not in self.rows:
@@ -336,7 +347,7 @@ class Run:
         return stored
 
     def _roll_back(self, name: str) -> None:
-        """Undo what an interrupted loop of this name did, so that it can go on as it began."""
+        """Undo what an unfinished loop of this name did, so that it goes on from its checkpoint."""
         if name in self._left:
             state, entry = self._left.pop(name)
             self._stack = [x for x in self._stack if x != name]

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import checkpoint
 from .parameters import ParameterError
+from .provenance import ROOT
 
 KEPT_VERSIONS = 6  # of one phase: values that a reader goes back and forth between
 SHARED = "RLGENKIT_PHASES"  # folder of phases that the processes of one study share
@@ -116,6 +117,14 @@ class Record:
         if name not in self._results:
             raise KeyError(f"the study's record holds no result {name}: run the study itself")
         return self._results[name]
+
+
+def study_record(notebook: str) -> Record:
+    """The committed record of a notebook's study; KeyError where there is none."""
+    folder = ROOT / "data" / "studies" / notebook.split("_")[0]
+    if not (folder / "study.json").is_file():
+        raise KeyError(f"there is no study of {notebook} in data/studies yet")
+    return Record(folder)
 
 
 def write_record(folder: Path, lines: list[dict], results: dict[str, Any], about: dict[str, Any],

@@ -1,0 +1,107 @@
+"""A study: the seeds of a notebook in several processes, one folder of phases, one record.
+
+Each process runs the notebook for its share of the seeds and leaves its phases in the study's
+folder; then the notebook runs once for all seeds and finds them there. What a process could not
+share (a phase of all seeds together) the last run computes itself, so that one process or several
+give the same bytes.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .places import ROOT, InputError
+
+STUDIES = ROOT / "data" / "studies"
+
+
+def one_thread() -> dict[str, str]:
+    """Environment of all processes of a study: sums do not depend on the number of threads."""
+    return {"OMP_NUM_THREADS": "1"}
+
+
+def redrawing(notebook: Path) -> dict[str, str]:
+    """Environment in which phases come from data/studies/NN; InputError where there is no record."""
+    from rlgenkit.workbook.store import environment
+
+    folder = STUDIES / notebook.stem.split("_")[0]
+    if not (folder / "study.json").is_file():
+        raise InputError(f"There is no record {folder.relative_to(ROOT)} to redraw from.")
+    return {**one_thread(), **environment(record=folder)}
+
+
+def shares(seeds: list[int], jobs: int) -> list[list[int]]:
+    """Runs of neighboring seeds, one a process, of nearly equal length."""
+    jobs = min(jobs, len(seeds))
+    ends = [round(k * len(seeds) / jobs) for k in range(jobs + 1)]
+    return [seeds[a:b] for a, b in zip(ends, ends[1:])]
+
+
+def compute_seeds(execute: Callable, notebook: Path, parameters: dict[str, Any], out_dir: Path,
+                  jobs: int, limit_s: float) -> None:
+    """Run the notebook once for each share of the seeds, side by side; their phases stay in
+    `out_dir`.  A share that fails is told and left to the run for all seeds."""
+    from rlgenkit.workbook.parameters import check_overrides, declared
+    from rlgenkit.workbook.store import environment
+
+    _start_clock(out_dir)
+    if jobs == 1:
+        return
+    seeds = check_overrides(declared(notebook), parameters)["seeds"]
+    env = {**one_thread(), **environment(phases=out_dir)}
+
+    def one(share: list[int]) -> None:
+        own = {**parameters, "seed": share[0], "n_seeds": len(share)}
+        folder = out_dir / "workers" / f"seed{share[0]}"
+        done = execute(notebook, own, folder, limit_s, quiet=True, env=env)
+        word = done.sentence or "done"
+        print(f"seeds {share[0]}..{share[-1]}: {done.seconds:.0f} s, {word}", file=sys.stderr)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        list(pool.map(one, shares(seeds, jobs)))
+    except BaseException:  # Ctrl-C, a limit: no process stays behind
+        _kill_children()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _kill_children() -> None:
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _start_clock(out_dir: Path) -> None:
+    """Remember when each attempt at this study began."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    path = out_dir / "clock.json"
+    begun = json.loads(path.read_text()) if path.is_file() else []
+    path.write_text(json.dumps([*begun, time.time()]))
+
+
+def timing(out_dir: Path) -> dict[str, Any]:
+    """Wall seconds since the last attempt began, and how many attempts there were."""
+    begun = json.loads((out_dir / "clock.json").read_text())
+    return {"seconds": round(time.time() - begun[-1]), "attempts": len(begun)}
+
+
+def publish(notebook: Path, out_dir: Path, results: dict[str, Any]) -> None:
+    """Copy the record of a finished study to data/studies/NN."""
+    target = STUDIES / notebook.stem.split("_")[0]
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(out_dir / "record", target)
+    size = sum(p.stat().st_size for p in target.iterdir())
+    left = json.loads((target / "study.json").read_text(encoding="utf-8"))["left_out"]
+    print(f"record: {target.relative_to(ROOT)}, {size // 1000} KB"
+          + (f", without {', '.join(left)} (too large)" if left else ""))
