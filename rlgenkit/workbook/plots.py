@@ -271,7 +271,7 @@ def _band(ax: Axes, place: np.ndarray, y: np.ndarray, color: str, over: str) -> 
         ax.fill_between(place, low, high, color=color, alpha=0.18, lw=0)
         return f" (interval {low[-1]:.3g} to {high[-1]:.3g})"
     if len(y) > 1:
-        ax.plot(place, y.T, color=color, alpha=0.45, lw=0.6)
+        ax.plot(place, y.T, "-", color=color, alpha=0.45, lw=0.6)
         return f" (single {over} {_span(y[:, -1])})"
     return ""
 
