@@ -198,8 +198,6 @@ def test_shares_and_clusters_have_their_own_intervals():
     ({"control": "broken"}, HIGH, {}, "names the control 'broken'"),
     ({}, [0.1, np.nan], {}, "must be finite numbers"),
     ({}, [], {}, "must be finite numbers"),
-    ({}, [0, 1], {}, "all values are 0 or 1"),
-    ({}, [1, 1, 1, 1, 1], {}, "all values are 0 or 1"),
     ({"interval": "binomial"}, HIGH, {}, "zeros and ones"),
     ({}, HIGH, {"clusters": [1, 2, 3, 4, 5]}, "clusters="),
     ({"interval": "cluster"}, HIGH, {}, "clusters="),
@@ -365,3 +363,11 @@ def test_a_default_run_is_held_against_the_study_of_the_same_rows(written, tmp_p
     assert wb.predictions("01_x", mine) == {}
     target.write_text(json.dumps(results(wb.judge(row, HIGH), claims_sha256="0" * 64)))
     assert wb.predictions("01_x", mine) == {}
+
+
+def test_shares_at_their_edge_get_the_exact_interval():
+    row = replace(ROW, threshold=0.4)
+    ones = claims.judge(row, [1.0] * 8)
+    assert ones.kind == "binomial" and "exact binomial" in ones.note
+    assert ones.interval == pytest.approx((0.6306, 1.0), abs=1e-4)
+    assert claims.judge(row, [1.0, 1.0, 1.0, 1.0, 0.75]).kind == "t"

@@ -204,17 +204,17 @@ def judge(
     """
     _refuse(row, sham, control)
     found = _measured(row, values, clusters)
-    if judged:
-        _refuse_zeros_and_ones(row, values, found)
     word, why = _verdict(row, found, judged)
     arms = {"sham": _rival(row, row.sham, sham, clusters, judged),
             "control": _rival(row, row.control, control, clusters, judged)}
     if word == "supported":
         word, why = _beside(**arms)
     given = () if isinstance(values, Interval) else tuple(map(float, _flat(values)))
+    edge = "All values are 0 or 1, so the interval is the exact binomial one"
+    odd = edge if (row.interval, found.kind) == ("t", "binomial") else ""
     return replace(
-        _unjudged(row, word, row.note, note, why), values=given, value=float(found.value),
-        interval=(float(found.low), float(found.high)), n=found.n, **arms)
+        _unjudged(row, word, row.note, note, odd, why), values=given, value=float(found.value),
+        kind=found.kind, interval=(float(found.low), float(found.high)), n=found.n, **arms)
 
 
 def untestable(row: Row) -> Claim:
@@ -263,15 +263,9 @@ def _refuse(row: Row, sham: Any, control: Any) -> None:
                              f"values are missing ({word}=...)")
 
 
-def _refuse_zeros_and_ones(row: Row, values: Any, found: Interval) -> None:
-    """Zeros and ones per seed have no spread that Student's t could use.  Fewer than five equal
-    ones may be gains or shares at their edge."""
-    if row.interval != "t" or isinstance(values, Interval) or found.n < 2:
-        return
-    seen = set(map(float, _flat(values)))
-    if seen <= {0.0, 1.0} and (len(seen) == 2 or found.n >= ENOUGH):
-        raise ValueError(f"claim {row.id}: all values are 0 or 1, which needs interval = "
-                         '"binomial" in its claims file, not "t"')
+def _all_or_nothing(x: np.ndarray) -> bool:
+    """Whether all values are 0 or 1: shares at their edge, whose spread Student's t cannot use."""
+    return len(x) > 1 and set(x.tolist()) <= {0.0, 1.0}
 
 
 def _measured(row: Row, values: Any, clusters: Any) -> Interval:
@@ -292,7 +286,9 @@ def _measured(row: Row, values: Any, clusters: Any) -> Interval:
     try:
         if row.interval == "cluster":
             return cluster_interval(x, clusters)
-        return interval(x) if row.interval == "t" else binomial_interval(x)
+        if row.interval == "binomial" or _all_or_nothing(x):
+            return binomial_interval(x)
+        return interval(x)
     except ValueError as error:
         raise ValueError(f"claim {row.id}: {error}") from None
 
