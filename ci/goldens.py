@@ -37,7 +37,7 @@ def _feed(value, total) -> None:
     if hasattr(value, "tobytes"):
         total.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
     elif isinstance(value, dict):
-        for key in sorted(value, key=str):
+        for key in sorted(value.keys() - {"clock"}, key=str):  # seconds differ from run to run
             total.update(str(key).encode())
             _feed(value[key], total)
     elif isinstance(value, (list, tuple)):
