@@ -81,6 +81,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def took(timing: dict) -> str:
+    """CPU time of a run where it is known (a busy machine does not change it), else wall time."""
+    return duration(timing.get("cpu_seconds") or timing["seconds"])
+
+
 def finding(result: dict) -> str:
     """One line: the primary verdicts of a study, else how far the notebook is."""
     rows = result.get("claims", [])
@@ -108,7 +113,7 @@ def index_table() -> str:
     rows = ["| | notebook | paper | what came out | time |", "| --- | --- | --- | --- | --- |"]
     for path in series():
         r = by_name.get(path.stem, {})
-        time = duration(r["timing"]["seconds"]) if "timing" in r else "-"
+        time = took(r["timing"]) if "timing" in r else "-"
         cells = [f"[{path.stem[:2]}](notebooks/{path.name})", title(path), paper(r) or "-",
                  finding(r), time]
         rows.append("| " + " | ".join(_flat(cell) for cell in cells) + " |")
@@ -178,7 +183,7 @@ def ledger(result: dict) -> list[str]:
     lines = [f"## {name}: {result['title']}", ""]
     if source := paper(result):
         lines += [f"Paper: {source}.", ""]
-    time = f", {duration(timing['seconds'])} on {timing['hardware']}" if timing else ""
+    time = f", {took(timing)} on {timing['hardware']}" if timing else ""
     seeds = ", ".join(map(str, result["seeds"]))
     lines += [f"Command: `python -m rlgenkit run {name}{study}`. Profile {result['profile']}, "
               f"seeds {seeds}, device {origin['device']}{time}.", ""]

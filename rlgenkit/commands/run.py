@@ -227,7 +227,7 @@ def publish(notebook: Path, done: Outcome, profile: str) -> None:
     results = done.results()
     if results is not None and notebook != TEMPLATE:  # the template shows a run, it claims nothing
         took = {"seconds": round(done.seconds)} if profile == "default" else study.timing(done.out_dir)
-        results["timing"] = {**took, "hardware": hardware()}
+        results["timing"] = {**took, "cpu_seconds": done.cpu_seconds, "hardware": hardware()}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
