@@ -6,7 +6,9 @@ It has its own process so that a hanging or killed kernel never takes the caller
 
 import json
 import logging
+import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -123,6 +125,18 @@ def main(spec: dict) -> int:
     return 0
 
 
+def end_with_parent() -> None:
+    """End this process soon after the one that started it has died; its kernel then ends too."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def cpu_seconds() -> float | None:
     """CPU seconds of this process and of the kernels that it started and that have ended."""
     try:
@@ -134,6 +148,7 @@ def cpu_seconds() -> float | None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     begin, given = time.time_ns(), json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     code = main(given)
     usage = {"begin_ns": begin, "cpu_seconds": cpu_seconds()}

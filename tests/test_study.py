@@ -1,0 +1,115 @@
+"""Studies: one process or several, killed or not, the same bytes; figures from the record alone."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from ci import series as runner
+from rlgenkit.commands import run, study
+from rlgenkit.commands.committed import read
+from rlgenkit.commands.places import ROOT, TEMPLATE, InputError
+from rlgenkit.workbook import checkpoint, store
+
+pytestmark = [pytest.mark.executes,
+              pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")]
+
+
+def command(out, jobs):
+    return [sys.executable, "-m", "rlgenkit", "run", "_template", "--profile", "study", "--jobs",
+            str(jobs), "--out", str(out)]
+
+
+def finished(out, jobs):
+    done = subprocess.run(command(out, jobs), cwd=ROOT, capture_output=True, text=True, timeout=600,
+                          env={**os.environ, **runner.offline()})
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return finished(tmp_path_factory.mktemp("one") / "study", 1)
+
+
+def numbers(out):
+    """All that a study says: results without the version of the code, metrics, the record."""
+    files = ["results.json", "metrics.jsonl", "record/metrics.jsonl", "record/results.safetensors"]
+    return [re.sub(rb'"commit": [^,\n]*', b"", (out / f).read_bytes()) for f in files]
+
+
+def pictures(out):
+    cells = read(out / TEMPLATE.name)["cells"]
+    return [o["data"]["image/png"] for c in cells if c["cell_type"] == "code" for o in c["outputs"]
+            if "image/png" in o.get("data", {})]
+
+
+def test_shares_are_neighbors_of_nearly_equal_length():
+    assert study.shares([3, 4, 5, 6, 7], 2) == [[3, 4], [5, 6, 7]]
+    assert study.shares([0, 1], 8) == [[0], [1]] and study.shares([0], 1) == [[0]]
+
+
+def test_two_processes_give_the_bytes_of_one(whole, tmp_path):
+    two = finished(tmp_path / "two", 2)
+    assert numbers(two) == numbers(whole) and pictures(two) == pictures(whole)
+    assert json.loads((whole / "computed.json").read_text()) != []
+    assert json.loads((two / "computed.json").read_text()) == []  # the processes did it all
+
+
+def test_killed_anywhere_and_resumed_gives_the_same_bytes(whole, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(out, 2), cwd=ROOT, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, env={**os.environ, **runner.offline()})
+    end = time.monotonic() + 300
+    while not list(out.rglob("phases/*/*.safetensors")) and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(random.Random(os.getpid()).random())
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "results.json").exists()
+    family = [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []  # what it had started ended by itself
+    time.sleep(2)  # the kernels look for their parent once a second
+    assert numbers(finished(out, 2)) == numbers(whole)
+
+
+def test_figures_are_drawn_from_the_record_alone(whole, tmp_path):
+    shutil.copytree(whole / "record", tmp_path / "record")
+    env = {**runner.offline(), **study.one_thread(), **store.environment(record=tmp_path / "record")}
+    done = run.execute(TEMPLATE, {"profile": "study"}, tmp_path / "again", 300, quiet=True, env=env)
+    assert done.code == 0, done.sentence
+    assert pictures(tmp_path / "again") == pictures(whole)
+    claims = [json.loads((out / "results.json").read_text())["claims"]
+              for out in (whole, tmp_path / "again")]
+    assert claims[0] == claims[1] and not list((tmp_path / "again").rglob("*.safetensors"))
+
+
+def test_a_record_keeps_within_its_size(tmp_path):
+    results = {"small": [1.0, 2.0], "large": {"x": "a" * 5000}}
+    left = store.write_record(tmp_path, [{"phase": "a", "step": 0, "reward": 1.0}], results, {"seeds": [0]},
+                              limit=24_000)
+    assert left == ["large"]
+    record = store.Record(tmp_path)
+    assert record.result("small") == [1.0, 2.0] and record.lines("a")[0]["reward"] == 1.0
+    with pytest.raises(KeyError, match="holds no result large: run the study itself"):
+        record.result("large")
+    assert checkpoint.load(tmp_path / "results.safetensors") == {"small": [1.0, 2.0]}
+
+
+def test_options_of_a_study_are_checked_first():
+    for kind, jobs, redraw, word in (("default", 2, False, "belong to --profile study"),
+                                     (None, 1, True, "belong to --profile study"),
+                                     ("study", 0, False, "at least 1")):
+        with pytest.raises(InputError, match=word):
+            run.run("_template", [], kind, None, None, False, jobs, redraw)
+    with pytest.raises(InputError, match="no record data/studies/99"):
+        study.redrawing(ROOT / "notebooks" / "99_nothing.ipynb")
