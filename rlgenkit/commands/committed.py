@@ -13,9 +13,10 @@ import re
 import tokenize
 from pathlib import Path
 
-from .places import ROOT
+from .places import RESULTS, ROOT
 
 MAX_BYTES = 500_000
+HEADLINE_SEEDS = 8  # that a primary claim of a study rests on at least
 MAX_TEXT = 20_000
 KEPT_CELL_METADATA = ("tags", "slideshow", "jupyter", "alt")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -135,7 +136,23 @@ def problems(path: Path) -> list[str]:
         found.append(f"{len(text.encode()) // 1000} KB, more than {MAX_BYTES // 1000} KB")
     if (hit := LOCAL_PATH.search(text)) is not None:
         found.append(f"holds a local path: {hit.group()}")
-    return found + freshness(nb, path.stem)
+    return found + freshness(nb, path.stem) + judged_as_written(path.stem)
+
+
+def judged_as_written(stem: str) -> list[str]:
+    """Whether the committed results judge the claims file as it stands, its headline on 8 seeds."""
+    from rlgenkit.workbook.claims import rows_digest
+
+    path = RESULTS / f"{stem.split('_')[0]}.json"
+    if not path.is_file():
+        return []
+    results = json.loads(path.read_text(encoding="utf-8"))
+    if results.get("claims_sha256") != rows_digest(stem):
+        return [f"claims/{stem}.toml changed after its results: run {stem} again"]
+    few = [c["id"] for c in results["claims"] if c["primary"] and 0 < c["n"] < HEADLINE_SEEDS]
+    if results["profile"] == "study" and few:
+        return [f"primary claims {', '.join(few)} rest on fewer than {HEADLINE_SEEDS} seeds"]
+    return []
 
 
 def is_draft(nb: dict) -> bool:
