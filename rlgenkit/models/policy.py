@@ -102,6 +102,13 @@ class Policy:
         """Of the network's base weights (adapters may be wider)."""
         return next(self.network.parameters()).dtype
 
+    def reached(self, name: str | None = None) -> Any:
+        """What a phase that uses `policy.name`, or all of it, depends on: not on what was
+        remembered on the way, which differs when an earlier phase is restored."""
+        if name is not None:
+            return None if name in ("cache", "notes") else getattr(self, name)
+        return {k: v for k, v in vars(self).items() if k not in ("cache", "notes")}
+
 
 # --- loading and saving -----------------------------------------------------------------------
 
