@@ -52,10 +52,9 @@ def quick(path: Path) -> run.Outcome:
     return shared(path, "quick", partial(run_one, path))
 
 
-def again(path: Path) -> run.Outcome:
-    """Outcome of running the notebook a second time into a copy of its quick run's folder."""
-    first = quick(path)
-
+def again(path: Path, first: run.Outcome) -> run.Outcome:
+    """Outcome of running the notebook a second time into a copy of the folder of its quick run
+    `first`; that outcome itself where it failed."""
     def repeat(folder: Path) -> run.Outcome:
         shutil.copytree(first.out_dir, folder)
         done = run_one(path, folder)

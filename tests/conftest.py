@@ -14,8 +14,10 @@ from ci import series as runner
 # run has the same bytes in whichever process it is made.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files that execute notebooks come first, so that the many short tests fill the end.
-FIRST = ["test_notebooks.py", "test_determinism.py", "test_full_profile.py"]
+RUNS = ["test_notebooks.py", "test_determinism.py", "test_full_profile.py"]
+# Long groups come first, so that the many short ones fill the end.
+FIRST = [*RUNS, "test_vision_language.py", "test_tokens.py", "test_embedded_models.py",
+         "test_models.py", "test_artifacts.py"]
 
 
 def group(nodeid: str) -> str:
@@ -24,7 +26,7 @@ def group(nodeid: str) -> str:
     name = Path(file).name
     if name == "test_notebooks.py" and "[" in test:
         return f"{file}[{test.partition('[')[2]}"
-    return nodeid if name in FIRST[1:] else file
+    return nodeid if name in RUNS else file
 
 
 def pytest_addoption(parser):
@@ -85,9 +87,9 @@ def quick_run():
 
 
 @pytest.fixture(scope="session")
-def second_run():
+def second_run(quick_run):
     """notebook path -> Outcome of a second run into a copy of the quick run's folder."""
-    return once(runner.again)
+    return once(lambda path: runner.again(path, quick_run(path)))
 
 
 def pytest_terminal_summary(terminalreporter):
