@@ -7,7 +7,7 @@ from .claims import (
     Claim, Rival, Row, claims_preview, claims_table, judge, load_rows, predictions, rows_digest,
     schema, unmeasured, untestable, validate,
 )
-from .exercises import Check, Outcome, check, predict
+from .exercises import Check, Exercise, Outcome, Quiz, check, predict
 from .intervals import (
     Interval, binomial_interval, cluster_interval, clustered_interval, interval,
     prediction_interval,
@@ -26,12 +26,13 @@ from .show import Picture, markdown, new_figure, png, show, style, table, theory
 from .widgets import Labels, explore, label_pairs
 
 __all__ = [
-    "Check", "Claim", "Declaration", "Interval", "Labels", "NonFiniteError", "Outcome",
-    "ParameterError", "Parameters", "Picture", "Progress", "Rival", "Row", "Run", "advantage_map",
-    "bars", "before_after", "binomial_interval", "check", "check_overrides", "claims_preview",
-    "claims_table", "cluster_interval", "clustered_interval", "declared", "explore", "frontier",
-    "headless", "heat_map", "image_grid", "interval", "judge", "label_pairs", "lines", "load_rows",
-    "markdown", "new_figure", "parameters", "png", "predict", "prediction_interval", "predictions",
-    "provenance", "ridge", "rows_digest", "scatter", "schema", "show", "start", "strip", "style",
-    "table", "theory_table", "three_curves", "unmeasured", "untestable", "validate",
+    "Check", "Claim", "Declaration", "Exercise", "Interval", "Labels", "NonFiniteError", "Outcome",
+    "ParameterError", "Parameters", "Picture", "Progress", "Quiz", "Rival", "Row", "Run",
+    "advantage_map", "bars", "before_after", "binomial_interval", "check", "check_overrides",
+    "claims_preview", "claims_table", "cluster_interval", "clustered_interval", "declared",
+    "explore", "frontier", "headless", "heat_map", "image_grid", "interval", "judge", "label_pairs",
+    "lines", "load_rows", "markdown", "new_figure", "parameters", "png", "predict",
+    "prediction_interval", "predictions", "provenance", "ridge", "rows_digest", "scatter", "schema",
+    "show", "start", "strip", "style", "table", "theory_table", "three_curves", "unmeasured",
+    "untestable", "validate",
 ]

@@ -1,18 +1,29 @@
-"""Exercises that check themselves: the reference is compared on random inputs, known mistakes
-are recognized and answered with their hint."""
+"""Exercises that check themselves, and questions to answer before an experiment.
+
+References, known mistakes, hints and answers stand in notebooks/checks/<slug>.py, so that the
+notebook holds none of them: there `wb.check("01.2", clipped_terms)` and `wb.predict("01.q1")`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .progress import headless
+from .diagnosis import Answer, difference, same
+from .progress import headless, kernel
+from .provenance import ROOT
 from .show import markdown
 
+FOLDER = ROOT / "notebooks" / "checks"
+MAX_DIFFICULTY = 5
 Function = Callable[..., Any]
 
 
@@ -25,12 +36,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Check:
-    """An exercise.  inputs(generator) -> list of arguments; tensors among them that require
+class Exercise:
+    """A function to write.  inputs(generator) -> list of arguments; tensors among them that require
     gradients have their gradients compared as well, which finds a missing detach.
 
     wrong: hint -> a function with the mistake that the hint is about.  A mistake that the inputs
-    cannot tell from the reference raises ValueError at once.
+    cannot tell from the reference raises ValueError at once.  hints: shown folded, one after the
+    other.  difficulty: 1 to 5.
     """
 
     reference: Function
@@ -38,11 +50,16 @@ class Check:
     wrong: Mapping[str, Function] = field(default_factory=dict)
     tolerance: float = 1e-5
     trials: int = 3
+    hints: Sequence[str] = ()
+    minutes: int = 0
+    difficulty: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.difficulty <= MAX_DIFFICULTY:
+            raise ValueError(f"difficulty is 1 to {MAX_DIFFICULTY}, not {self.difficulty}")
         right = self._answers(self.reference)
         for hint, function in self.wrong.items():
-            if self._same(self._answers(function), right):
+            if same(self._answers(function), right, self.tolerance):
                 raise ValueError(f"the inputs do not tell the mistake {hint!r} from the reference")
 
     def __call__(self, student: Function) -> None:
@@ -51,6 +68,8 @@ class Check:
 
     def outcome(self, student: Function) -> Outcome:
         """Compare on `trials` random inputs; never raises for what the student's code does."""
+        if student is self.reference:
+            return Outcome("wrong", "this is the reference itself: write a function of your own")
         right = self._answers(self.reference)
         try:
             answers = self._answers(student)
@@ -58,82 +77,142 @@ class Check:
             return Outcome("not yet", "not yet: fill in the function and run this cell again")
         except Exception as error:  # whatever it is, it is the student's to see, not a crash
             return Outcome("wrong", f"your function raised {type(error).__name__}: {error}")
-        if any(None in answer for answer in map(_kinds, answers)):
+        if any(value is None for answer in answers for value in answer.outputs):
             return Outcome("not yet", "not yet: the function returns None")
-        if self._same(answers, right):
+        if same(answers, right, self.tolerance):
             return Outcome("pass", f"correct on {self.trials} random inputs")
         for hint, function in self.wrong.items():
-            if self._same(answers, self._answers(function)):
+            if same(answers, self._answers(function), self.tolerance):
                 return Outcome("wrong", f"not quite: {hint}")
-        return Outcome("wrong", self._difference(answers[0], right[0]))
+        return Outcome("wrong", f"not quite: {difference(answers, right, self.tolerance)}")
 
-    def _answers(self, function: Function) -> list[list[Any]]:
-        """Per trial the outputs of `function`, then the gradients of its inputs."""
-        return [_outputs(function, self.inputs(torch.Generator().manual_seed(k)), k)
+    def _answers(self, function: Function) -> list[Answer]:
+        return [_answer(function, self.inputs(torch.Generator().manual_seed(k)), k)
                 for k in range(self.trials)]
 
-    def _same(self, a: list[list[Any]], b: list[list[Any]]) -> bool:
-        return all(len(x) == len(y) and all(self._close(p, q) for p, q in zip(x, y))
-                   for x, y in zip(a, b))
 
-    def _close(self, a: Any, b: Any) -> bool:
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-            return bool(type(a) is type(b) and a == b)
-        return a.shape == b.shape and torch.allclose(
-            a.double(), b.double(), rtol=self.tolerance, atol=self.tolerance, equal_nan=True)
-
-    def _difference(self, mine: list[Any], right: list[Any]) -> str:
-        shapes = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in mine]
-        wanted = [list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in right]
-        if shapes != wanted:
-            return f"not quite: the shapes are {shapes}, expected {wanted}"
-        for a, b in zip(mine, right):
-            if not self._close(a, b):
-                if not isinstance(a, Tensor):
-                    return f"not quite: {a!r}, expected {b!r}"
-                a, b = a.double().flatten(), b.double().flatten()
-                k = int((a - b).abs().nan_to_num(float("inf")).argmax())
-                return f"not quite: entry {k} is {a[k].item():.4g}, expected {b[k].item():.4g}"
-        return "not quite: it differs on some of the random inputs"
+Check = Exercise  # as notebooks call it that still hold their references themselves
 
 
-def check(number: str, student: Function, exercise: Check) -> None:
-    """Print the outcome of exercise `number`, "01.2"; a stub gets "not yet"."""
-    print(f"Exercise {number}: {exercise.outcome(student).message}")
+@dataclass(frozen=True)
+class Quiz:
+    """A question to answer before the experiment.  answer: index into options; why: one or two
+    sentences, shown after the guess."""
+
+    question: str
+    options: Sequence[str]
+    answer: int
+    why: str
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.answer < len(self.options):
+            raise ValueError(f"answer {self.answer} is no index into {len(self.options)} options")
 
 
-def predict(question: str, options: Sequence[str], answer: int, why: str) -> dict[str, int]:
-    """Predict, then run: ask, keep the guess, tell the answer.  answer: index into options.
+def check(number: str, student: Function, exercise: Exercise | None = None) -> None:
+    """Print the outcome of exercise `number`, "01.2"; a stub gets "not yet", with folded hints.
 
-    Returns a dict that holds "guess" once the reader clicked.  Without a front end the question
-    and, folded away, the answer are shown.
+    Without `exercise` it comes from notebooks/checks/<slug>.py of the notebook that is running.
     """
-    if not 0 <= answer < len(options):
-        raise ValueError(f"answer {answer} is no index into {len(options)} options")
-    guess: dict[str, int] = {}
-    lines = [f"**Predict first.** {question}", "", *(f"- {option}" for option in options)]
+    exercise = exercise or _entry("EXERCISES", number, sys._getframe(1).f_globals)
+    outcome = exercise.outcome(student)
+    about = [f"{exercise.minutes} minutes"] if exercise.minutes else []
+    about += [f"difficulty {exercise.difficulty} of {MAX_DIFFICULTY}"] if exercise.difficulty else []
+    effort = f" ({', '.join(about)})" if about else ""
+    print(f"Exercise {number}{effort}: {outcome.message}")
+    if outcome.status != "pass" and exercise.hints and kernel() is not None:
+        markdown("\n\n".join(_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1)))
+
+
+def predict(
+    question: str, options: Sequence[str] = (), answer: int = -1, why: str = "",
+) -> dict[str, int]:
+    """Predict, then run: ask, keep the guess, tell the answer.
+
+    question: the quiz's number, "01.q1", in notebooks/checks/<slug>.py of the notebook that is
+    running; or the question itself, with options, the index of the answer, and why.  Returns a
+    dict that holds "guess" once the reader clicked.  The question and its options stay readable in
+    a saved notebook; without a front end the answer follows, folded away.
+    """
+    if options:
+        quiz = Quiz(question, options, answer, why)
+    else:
+        quiz = _entry("QUIZZES", question, sys._getframe(1).f_globals)
+    lines = [f"**Predict first.** {quiz.question}", ""]
+    lines += [f"- {option}" for option in quiz.options]
+    text, told = "\n".join(lines), f"**{quiz.options[quiz.answer]}**. {quiz.why}"
     if headless():
-        folded = f"<details><summary>Answer</summary>\n\n**{options[answer]}**. {why}\n\n</details>"
-        markdown("\n".join([*lines, "", folded]))
-        return guess
+        markdown(f"{text}\n\n{_folded('Answer', told)}")
+        return {}
+    return _ask(quiz, text)
+
+
+def _ask(quiz: Quiz, text: str) -> dict[str, int]:
+    """Buttons for a guess over their static twin, which learns the guess and the answer."""
     import ipywidgets
     from IPython.display import display
 
-    reply = ipywidgets.HTML()
-    choice = ipywidgets.RadioButtons(options=list(options), index=None)
+    guess: dict[str, int] = {}
+    choice = ipywidgets.RadioButtons(options=list(quiz.options), index=None, description="My guess")
+    display(choice)
+    twin = display({"text/markdown": text, "text/plain": text}, raw=True, display_id=True)
 
     def answered(change: dict[str, Any]) -> None:
         guess["guess"] = change["new"]
-        word = "Right" if change["new"] == answer else f"It is: {options[answer]}"
-        reply.value = f"<b>{word}.</b> {why}"
+        right = change["new"] == quiz.answer
+        verdict = "Right." if right else f"It is: {quiz.options[quiz.answer]}."
+        said = f"{text}\n\nMy guess: {quiz.options[change['new']]}. **{verdict}** {quiz.why}"
+        twin.update({"text/markdown": said, "text/plain": said}, raw=True)
 
     choice.observe(answered, names="index")
-    display(ipywidgets.VBox([ipywidgets.HTML(f"<b>Predict first.</b> {question}"), choice, reply]))
     return guess
 
 
-def _outputs(function: Function, arguments: Sequence[Any], seed: int) -> list[Any]:
-    """Flat outputs, then gradients of a fixed random mix of them, zeros where none flows."""
+def _folded(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
+def checks_file(notebook: str) -> Path:
+    """Where exercises of the notebook with this stem stand: "01_ddpo" -> checks/ddpo.py."""
+    return FOLDER / f"{notebook.split('_', 1)[-1]}.py"
+
+
+def load_checks(notebook: str) -> dict[str, Mapping[str, Any]]:
+    """{"EXERCISES": number -> Exercise, "QUIZZES": number -> Quiz} of a notebook's checks file.
+
+    FileNotFoundError with one sentence where there is none.
+    """
+    path = checks_file(notebook)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no notebooks/checks/{path.name}, which would hold the "
+                                f"exercises of {notebook}")
+    return _run_checks(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _run_checks(path: Path, changed: int) -> dict[str, Mapping[str, Any]]:
+    """Run the file; once as long as it stays as it is."""
+    spec = importlib.util.spec_from_file_location(f"checks_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {kind: getattr(module, kind, {}) for kind in ("EXERCISES", "QUIZZES")}
+
+
+def _entry(kind: str, number: str, namespace: Mapping[str, Any]) -> Any:
+    """Exercise or quiz `number` of the notebook whose namespace this is."""
+    notebook = namespace.get("_rlgenkit_notebook")
+    if notebook is None:
+        raise ValueError("run the cell with wb.parameters first: it says whose exercises these are")
+    entries = load_checks(notebook)[kind]
+    if number not in entries:
+        word = "exercise" if kind == "EXERCISES" else "quiz"
+        raise ValueError(f"notebooks/checks/{checks_file(notebook).name} has no {word} {number}; "
+                         f"it has {', '.join(entries) or 'none'}")
+    return entries[number]
+
+
+def _answer(function: Function, arguments: Sequence[Any], seed: int) -> Answer:
+    """Flat outputs, and gradients of a fixed random mix of them, zeros where none flows."""
     arguments = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a
                  for a in arguments]
     result = function(*arguments)
@@ -149,8 +228,5 @@ def _outputs(function: Function, arguments: Sequence[Any], seed: int) -> list[An
     # A float and a tensor without axes are the same answer.
     plain = [torch.as_tensor(float(o)) if isinstance(o, (float, int)) else
              o.detach() if isinstance(o, Tensor) else o for o in outputs]
-    return [*plain, *gradients]
-
-
-def _kinds(answer: list[Any]) -> list[Any]:
-    return [None if value is None else type(value) for value in answer]
+    sizes = {n for a in arguments if isinstance(a, Tensor) for n in (*a.shape, a.numel())}
+    return Answer(plain, gradients, sizes - {0, 1})

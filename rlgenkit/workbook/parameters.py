@@ -1,12 +1,18 @@
-"""Notebook parameters: literals in the cell tagged `parameters`, presets per profile, checks."""
+"""Notebook parameters: literals in the cell tagged `parameters`, presets per profile, checks.
+
+Presets are a table, a row per parameter (see `read_table`), or dictionaries.
+"""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import hashlib
+import io
 import json
 import math
+import re
+import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,23 +75,84 @@ class Declaration:
 def parameters(
     namespace: dict[str, Any],
     notebook: str,
-    presets: Mapping[str, Mapping[str, Any]],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
     ranges: Ranges | None = None,
+    table: str = "",
 ) -> Parameters:
     """Check the parameters in `namespace` (a notebook's `globals()`) and fill None from presets.
 
-    notebook: file stem, "01_ddpo".  presets: {"quick": {...}, "default": {...}, "full": {...}},
-    all with the same names; a name that is no parameter is a constant of the profile.
-    ranges: (low, high), closed, None = open end; a list, or a tuple that is not two numbers, holds
-    the allowed choices.  Raises ParameterError before any work.
+    notebook: file stem, "01_ddpo".  table: presets and ranges as `read_table` takes them; a name
+    in it that is no parameter is a constant of the profile.  Or presets: {"quick": {...}, ...},
+    all with the same names, and ranges: (low, high), closed, None = open end; a list, or a tuple
+    that is not two numbers, holds the allowed choices.  Raises ParameterError before any work.
     """
     types = _types_in(namespace)
+    if table:
+        presets, ranges = read_table(table, types)
+    if not presets:
+        raise ParameterError("wb.parameters needs the presets of each profile, best as a table")
     for name in _injected(namespace, types):
         if name not in types:
             raise ParameterError(_unknown(name, types))
     given = {name: namespace[name] for name in types}
     namespace["_rlgenkit_figures"] = {"notebook": notebook.split("_")[0]}  # read by wb.show
+    namespace["_rlgenkit_notebook"] = notebook  # read by wb.check and wb.predict
     return Parameters(notebook, resolve(types, given, presets, ranges or {}))
+
+
+def read_table(
+    text: str, types: Mapping[str, str],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """(presets by profile, ranges) of a table, whose columns two spaces or more keep apart:
+
+                    quick  default  study  full   range
+        model       flow   flow     flow   flow   folder or hub id
+        iterations  2      40       40     3000   1..100000
+        kind        a      b        b      b      a | b
+
+    The first line names the profiles and may end with `range`: low..high with open ends, choices
+    between bars, or words that are not checked.  types: declared types, by which cells are read.
+    """
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    header, *rows = [re.split(r"\s{2,}|\t", line) for line in lines if line]
+    profiles, presets, ranges = [x for x in header if x != "range"], {}, {}
+    presets = {profile: {} for profile in profiles}
+    if header != [*profiles, "range"][: len(header)] or not profiles:
+        raise ParameterError("the table starts with a line of profiles, `quick  default  ...  range`")
+    for name, *cells in rows:
+        if not len(profiles) <= len(cells) <= len(header):
+            raise ParameterError(
+                f"row `{name}` of the table has {len(cells)} cells for {len(profiles)} profiles: "
+                "keep columns apart by two spaces or more")
+        if name in presets[profiles[0]]:
+            raise ParameterError(f"the table has two rows `{name}`")
+        kind = types.get(name, "").removesuffix(" | None")
+        for profile, cell in zip(profiles, cells):
+            presets[profile][name] = _literal(cell, kind)
+        if len(cells) > len(profiles):
+            ranges[name] = _span(cells[-1], kind)
+    return presets, ranges
+
+
+def _literal(text: str, kind: str) -> Any:
+    """A cell as its declared type wants it; what is no literal is a text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    if kind == "str":
+        return value if isinstance(value, str) else text
+    return float(value) if kind == "float" and type(value) is int else value
+
+
+def _span(text: str, kind: str) -> tuple | list | str:
+    """`1..8`, `0..` or `a | b` as a range; words as they are."""
+    if "|" in text:
+        return [_literal(part.strip(), kind) for part in text.split("|")]
+    low, dots, high = text.partition("..")
+    ends = [_literal(end, "") if end else None for end in (low.strip(), high.strip())]
+    numbers = all(end is None or type(end) in (int, float) for end in ends)
+    return tuple(ends) if dots and numbers else text
 
 
 def resolve(
@@ -116,24 +183,55 @@ def resolve(
 
 
 def declared(path: str | Path) -> Declaration:
-    """Read a notebook's parameters without running it (papermill's inspection)."""
-    import nbformat
-    import papermill
-
-    found = papermill.inspect_notebook(str(path))
-    if not found:
+    """Read a notebook's parameters from its syntax, without running it."""
+    cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+             if cell["cell_type"] == "code"]
+    marked = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    rows = _annotated("".join(marked[0]["source"])) if marked else {}
+    if not rows:
         raise ParameterError(f"{Path(path).name} has no cell tagged `parameters` with parameters")
-    calls = {"presets": {}, "ranges": {}}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code" and ".parameters(" in cell.source:
-            calls.update(_literal_keywords(cell.source, "parameters"))
+    types = {name: kind for name, (kind, _, _) in rows.items()}
+    calls: dict[str, Any] = {}
+    for source in ["".join(cell["source"]) for cell in cells]:
+        if ".parameters(" in source:
+            calls.update(_literal_keywords(source, "parameters"))
+    presets, ranges = calls.get("presets", {}), calls.get("ranges", {})
+    if "table" in calls:
+        presets, ranges = read_table(calls["table"], types)
     return Declaration(
-        types={n: d["inferred_type_name"] for n, d in found.items()},
-        defaults={n: ast.literal_eval(d["default"]) for n, d in found.items()},
-        help={n: d["help"] for n, d in found.items()},
-        presets=calls["presets"],
-        ranges=calls["ranges"],
+        types=types,
+        defaults={name: value for name, (_, value, _) in rows.items()},
+        help={name: words for name, (_, _, words) in rows.items()},
+        presets=presets,
+        ranges=ranges,
     )
+
+
+def _annotated(source: str) -> dict[str, tuple[str, Any, str]]:
+    """name -> (annotation, value, comment) of the lines `name: type = literal  # help`."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    rows = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                raise ParameterError(f"`{node.target.id}` must be a literal in the parameters "
+                                     f"cell, not {ast.unparse(node.value)}") from None
+            help = comments.get(node.end_lineno, "")
+            rows[node.target.id] = ast.unparse(node.annotation), value, help
+    return rows
+
+
+def words_of_range(allowed: Any) -> str:
+    """A range as a table of presets has it: "1..100", "a | b", "" for none."""
+    if allowed is None:
+        return ""
+    if isinstance(allowed, tuple) and len(allowed) == 2 and not any(
+            isinstance(end, str) for end in allowed):
+        return "..".join("" if end is None else str(end) for end in allowed)
+    return allowed if isinstance(allowed, str) else " | ".join(map(str, allowed))
 
 
 def check_overrides(declaration: Declaration, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,8 +269,8 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     return value
 
 
-def _in_range(name: str, value: Any, allowed: tuple | list | None) -> None:
-    if allowed is None or value is None:
+def _in_range(name: str, value: Any, allowed: tuple | list | str | None) -> None:
+    if allowed is None or value is None or isinstance(allowed, str):  # words are not checked
         return
     if isinstance(value, list):
         for index, item in enumerate(value):
@@ -259,9 +357,14 @@ def _injected(namespace: Mapping[str, Any], types: Iterable[str]) -> list[str]:
 
 def _literal_keywords(source: str, function: str) -> dict[str, Any]:
     """The literal keyword arguments of the first call of `...function(...)` in `source`."""
-    for node in ast.walk(ast.parse(source)):
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a cell with magics
+        return {}
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == function:
-            pairs = [(k.arg, k.value) for k in node.keywords if k.arg in ("presets", "ranges")]
+            wanted = ("presets", "ranges", "table")
+            pairs = [(k.arg, k.value) for k in node.keywords if k.arg in wanted]
             try:
                 return {name: ast.literal_eval(value) for name, value in pairs}
             except ValueError:
