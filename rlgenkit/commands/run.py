@@ -178,6 +178,8 @@ def run(name: str, pairs: list[tuple[str, str]], profile: str | None, out: str |
         if done.code != BAD_INPUT:
             print(f"Everything it printed: {_shown(out_dir / 'run.log')}", file=sys.stderr)
         return done.code
+    if profile == "study" and not redraw:
+        study.timing(out_dir)
     _tell(done)
     if commit:
         publish(notebook, done, "study" if profile == "study" else "default")
@@ -226,8 +228,9 @@ def publish(notebook: Path, done: Outcome, profile: str) -> None:
     notebook.write_text(committed.text_of(committed.normalize(executed)), encoding="utf-8")
     results = done.results()
     if results is not None and notebook != TEMPLATE:  # the template shows a run, it claims nothing
-        took = {"seconds": round(done.seconds)} if profile == "default" else study.timing(done.out_dir)
-        results["timing"] = {**took, "cpu_seconds": done.cpu_seconds, "hardware": hardware()}
+        took = {"seconds": round(done.seconds), "cpu_seconds": done.cpu_seconds}
+        took = took if profile == "default" else study.timing(done.out_dir)
+        results["timing"] = {**took, "hardware": hardware()}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
         target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -49,7 +49,8 @@ def compute_seeds(execute: Callable, notebook: Path, parameters: dict[str, Any],
     from rlgenkit.workbook.parameters import check_overrides, declared
     from rlgenkit.workbook.store import environment
 
-    _start_clock(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    _clock(out_dir, begin=time.time())
     if jobs == 1:
         return
     seeds = check_overrides(declared(notebook), parameters)["seeds"]
@@ -82,18 +83,23 @@ def _kill_children() -> None:
             continue
 
 
-def _start_clock(out_dir: Path) -> None:
-    """Remember when each attempt at this study began."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+def _clock(out_dir: Path, **moment: float) -> list[dict[str, float]]:
+    """clock.json: begin and end of each attempt at a study; writes the given moment into it."""
     path = out_dir / "clock.json"
-    begun = json.loads(path.read_text()) if path.is_file() else []
-    path.write_text(json.dumps([*begun, time.time()]))
+    clock = json.loads(path.read_text()) if path.is_file() else []
+    if "begin" in moment:
+        clock.append(moment)
+    else:
+        clock[-1] |= moment
+    path.write_text(json.dumps(clock))
+    return clock
 
 
 def timing(out_dir: Path) -> dict[str, Any]:
-    """Wall seconds since the last attempt began, and how many attempts there were."""
-    begun = json.loads((out_dir / "clock.json").read_text())
-    return {"seconds": round(time.time() - begun[-1]), "attempts": len(begun)}
+    """Wall seconds of all attempts at a study that came to an end, and how many were begun."""
+    clock = _clock(out_dir, end=time.time())
+    took = sum(x["end"] - x["begin"] for x in clock if "end" in x)
+    return {"seconds": round(took), "attempts": len(clock)}
 
 
 def publish(notebook: Path, out_dir: Path, results: dict[str, Any]) -> None:
