@@ -30,7 +30,7 @@ from .fingerprint import (
 from .parameters import ParameterError, Parameters
 from .progress import Progress, kernel
 from .provenance import ROOT, provenance, versions
-from .store import hold, opened, study_record
+from .store import hold, opened, study_record, write_record
 
 RESERVED = ("phase", "step")  # keys of a line of metrics that a metric cannot be called
 
@@ -83,6 +83,7 @@ class Run:
         self.computed: list[str] = []  # phases and results that were not restored
         self.results_kept: dict[str, Any] = {}
         self.lock: Any = None
+        self._about: dict[str, Any] = {}  # of the study's record, known once it is finished
         self._store, self._record = opened(folder)
         self._lines: dict[str, list[dict[str, Any]]] = {}
         self._stack: list[str] = []  # names of the loops that run now, outermost first
@@ -189,6 +190,8 @@ class Run:
             else:
                 self._set_state(state, drawn, stored)
         self.results_kept[name] = stored["value"]
+        if self._about:  # what comes after finish() belongs to the record too
+            self._write_record()
         return stored["value"]
 
     def number(self, name: str, value: float | str | list[float]) -> None:
@@ -242,7 +245,10 @@ class Run:
         checkpoint.write_atomic(self.folder / "timings.json", _json(self.seconds))
         checkpoint.write_atomic(self.folder / "computed.json", _json(sorted(self.computed)))
         if self.parameters.profile == "study" and not self._record:
-            self._write_record(content)
+            kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256")
+            used = {"versions": content["provenance"]["versions"]}
+            self._about = {k: content[k] for k in kept} | used
+            self._write_record()
         source = content["provenance"]
         used = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
         data = (source["data"]["manifest_sha256"] or "no manifest")[:12]
@@ -263,15 +269,10 @@ class Run:
         checkpoint.write_atomic(path, png(figure))
         return path
 
-    def _write_record(self, content: dict[str, Any]) -> None:
+    def _write_record(self) -> None:
         """record/ in the run folder, what data/studies/NN will be: all metrics, small results."""
-        from .store import write_record
-
-        kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256")
-        about = {k: content[k] for k in kept}
-        about["versions"] = content["provenance"]["versions"]
         lines = [line for rows in self._lines.values() for line in rows]
-        write_record(self.folder / "record", lines, self.results_kept, about)
+        write_record(self.folder / "record", lines, self.results_kept, self._about)
 
     def recorded(self, name: str, seeds: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Curves of an arm that only the study trained, from data/studies/NN: each [S, T].
