@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from rlgenkit.commands.places import ROOT, TEMPLATE, InputError, find, series
 
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--limit", type=float)
     check = add("check", "lint of the notebooks, freshness of outputs and of generated pages")
     check.add_argument("notebooks", nargs="*")
+    check.add_argument("--table", action="store_true",
+                       help="print what is reported and not gated: tokens, density, prose")
     report = add("report", "README tables, REPRODUCIBILITY.md, data/README.md from the results")
     report.add_argument("--check", action="store_true", help="write nothing, only compare")
     add("manifest", "data/manifest.json anew, after files under data/ changed on purpose")
@@ -68,7 +71,7 @@ PASSED_ON = {
     "test-fast": ("all tests that execute no notebook", [*PYTEST, "-m", "not executes"]),
     "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
     "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
-    "models": ("train the embedded models from nothing", ["-m", "rlgenkit.models.train"]),
+    "models": ("train the embedded models from nothing", ["-m", "data.models"]),
     "lab": ("JupyterLab on 00_start_here",
             ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
 }
@@ -84,13 +87,9 @@ def pass_on(name: str, rest: list[str]) -> int:
 
 
 def list_notebooks(name: str | None) -> int:
-    """Print the series, or one notebook's parameters with defaults and help."""
+    """Print the series, or one notebook's parameters: value per profile, range, help."""
     if name is not None:
-        from rlgenkit.workbook.parameters import declared
-
-        found = declared(find(name))
-        for key, kind in found.types.items():
-            print(f"{key:14} {kind:14} {found.defaults[key]!s:12} {found.help[key]}")
+        print("\n".join(parameter_rows(find(name))))
         return 0
     from rlgenkit.commands.report import title
 
@@ -99,12 +98,35 @@ def list_notebooks(name: str | None) -> int:
     return 0
 
 
-def check(names: list[str]) -> int:
-    """Lint and freshness of the named notebooks, or of all and of the generated pages."""
-    from rlgenkit.commands import committed, lint, report
+def parameter_rows(path: Path) -> list[str]:
+    """Lines of the table that `list NB` prints."""
+    from rlgenkit.workbook.parameters import COMMON_RANGES, declared, words_of_range
 
+    found = declared(path)
+    profiles = [p for p in ("quick", "default", "study", "full") if p in found.presets]
+    rows = [["", "type", *profiles, "range", ""]]
+    constants = list(found.presets[profiles[0]]) if profiles else []
+    for key in dict.fromkeys([*found.types, *constants]):
+        own = found.defaults.get(key)
+        presets = [found.presets[p].get(key) for p in profiles]
+        values = ["" if v is None else str(v) for v in (presets if own is None else [own] * len(profiles))]
+        allowed = words_of_range({**COMMON_RANGES, **found.ranges}.get(key))
+        rows.append([key, found.types.get(key, "constant"), *values, allowed, found.help.get(key, "")])
+    widths = [min(max(len(row[k]) for row in rows), 28) for k in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
+
+
+def check(names: list[str], table: bool = False) -> int:
+    """Lint and freshness of the named notebooks, or of all and of the generated pages; or, with
+    `table`, only the numbers that are reported and not gated."""
+    from rlgenkit.commands import committed, lint, measure, report
+
+    paths = [find(n) for n in names] or [*series(), TEMPLATE]
+    if table:
+        print(measure.table(paths))
+        return 0
     rows = []
-    for path in [find(n) for n in names] or [*series(), TEMPLATE]:
+    for path in paths:
         found = lint.lint(path) + committed.problems(path)
         rows += [f"{path.name}: {text}" for text in found]
     if not names:
@@ -121,7 +143,7 @@ def dispatch(args: argparse.Namespace) -> int:
     if name == "list":
         return list_notebooks(args.notebook)
     if name == "check":
-        return check(args.notebooks)
+        return check(args.notebooks, args.table)
     if name == "doctor":
         from rlgenkit.commands.doctor import doctor
         return doctor()

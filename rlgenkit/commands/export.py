@@ -1,40 +1,118 @@
 """Teaching copies made from the one committed notebook: student, solutions, slides (nbconvert).
 
-Cell tags: `exercise` (the stub a student fills in), `solution` (its answer; never run by papermill
-unless the notebook says so), `check` (the automatic check, kept in every copy).
+Cell tags: `stub` (the method's core: whole in the notebook, without its body in the student copy),
+`exercise` (a function that only the reader writes, a question), `check` (`wb.check` of a stub or an
+exercise, kept in every copy), `solution` (of notebooks that still hold their answers).
 """
 
+import ast
 import copy
+import inspect
 import json
+import re
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from .committed import normalize, read, text_of
 from .lint import source, tags
 from .places import BUILD
 
+FOLDED_SOLUTION = re.compile(r"<details>\s*<summary>\s*solution\b.*?</details>\s*", re.S | re.I)
+
 
 def student(nb: dict) -> dict:
-    """Without solutions and outputs; exercises, hints and checks stay."""
+    """Without answers and outputs: solutions go, the bodies of stubs too; questions and checks stay."""
     out = copy.deepcopy(nb)
-    out["cells"] = [c for c in out["cells"] if "solution" not in tags(c)]
-    for cell in out["cells"]:
-        if cell["cell_type"] == "code":
+    cells, old = [], out["cells"]
+    for cell, after in zip(old, [*old[1:], {}]):
+        if "solution" in tags(cell):
+            continue
+        if cell["cell_type"] == "markdown":
+            cell["source"] = without_solutions(source(cell), "solution" in tags(after))
+            if not cell["source"].strip():
+                continue
+        else:
             cell["outputs"], cell["execution_count"] = [], None
+            if "stub" in tags(cell):
+                cell["source"] = without_bodies(source(cell))
+        cells.append(cell)
+    out["cells"] = cells
     out["metadata"].pop("rlgenkit", None)
     return out
 
 
-def solutions(nb: dict) -> dict:
-    """Everything, each solution under a heading of its own so that nobody reads it by accident."""
+def without_solutions(text: str, before_solution: bool) -> str:
+    """Markdown without folded solutions, and without the paragraph that announces a solution where
+    its cell came next; what it proposes beyond ("Then go further ...") stays."""
+    text = FOLDED_SOLUTION.sub("", text)
+    if not before_solution:
+        return text
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        if paragraph.lstrip("*_ ").startswith(("The solution", "Solution")):
+            paragraph = "".join(paragraph.partition("Then go further")[1:])
+        kept += [paragraph] if paragraph.strip() else []
+    return "\n\n".join(kept)
+
+
+def without_bodies(code: str) -> str:
+    """Code with every function reduced to its first line, its docstring and NotImplementedError."""
+    lines = code.splitlines()
+    functions = [n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef)]
+    for function in reversed(functions):  # from the end, so that line numbers stay right
+        first, last = function.body[0], function.end_lineno
+        while last < len(lines) and re.match(r"\s+#", lines[last]):
+            last += 1  # comments behind the last statement
+        if ast.get_docstring(function) is not None:
+            start, head = first.end_lineno, []
+        else:
+            start, head = first.lineno - 1, [lines[first.lineno - 1][: first.col_offset].rstrip()]
+        lines[start:last] = [*filter(None, head), "    raise NotImplementedError"]
+    return "\n".join(lines)
+
+
+def solutions(nb: dict, answers: Mapping[str, str] | None = None) -> dict:
+    """Everything, each solution under a heading of its own so that nobody reads it by accident.
+
+    answers: number of an exercise or a question -> what to show below the cell that asks for it.
+    """
     out = copy.deepcopy(nb)
     cells = []
     for cell in out["cells"]:
         if "solution" in tags(cell) and not (cells and "solution" in tags(cells[-1])):
-            cells.append({"cell_type": "markdown", "id": f"{cell['id'][:60]}-sol", "metadata": {},
-                          "source": "**Solution**"})
+            cells.append(note(cell, "sol", "**Solution**"))
         cells.append(cell)
+        if cell["cell_type"] == "code":
+            found = [answers[n] for n in asked(source(cell)) if n in (answers or {})]
+            cells += [note(cell, "sol", "\n\n".join(found))] if found else []
     out["cells"] = cells
     return out
+
+
+def note(cell: dict, word: str, text: str) -> dict:
+    """A markdown cell whose id follows from that of `cell`."""
+    return {"cell_type": "markdown", "id": f"{cell['id'][:60]}-{word}", "metadata": {}, "source": text}
+
+
+def asked(code: str) -> list[str]:
+    """Numbers of the exercises and questions that a cell asks for: wb.check("01.2", ...)."""
+    return re.findall(r"wb\.(?:check|predict)\(\s*[\"']([^\"']+)[\"']\s*[,)]", code)
+
+
+def answers_of(stem: str) -> dict[str, str]:
+    """Number -> answer as markdown, from the checks file of a notebook; empty where it has none."""
+    from rlgenkit.workbook.exercises import checks_file, load_checks
+
+    if not checks_file(stem).is_file():
+        return {}
+    found, lines = load_checks(stem), {}
+    for number, exercise in found["EXERCISES"].items():
+        code = textwrap.dedent(inspect.getsource(exercise.reference)).strip()
+        lines[number] = f"**Solution of {number}**\n```python\n{code}\n```"
+    for number, quiz in found["QUIZZES"].items():
+        lines[number] = f"**Answer of {number}**: {quiz.options[quiz.answer]}. {quiz.why}"
+    return lines
 
 
 def write_copies(notebooks: list[Path], kind: str) -> list[Path]:
@@ -49,7 +127,7 @@ def write_copies(notebooks: list[Path], kind: str) -> list[Path]:
             target.write_text(slides(nb), encoding="utf-8")
         else:
             target = folder / path.name
-            changed = student(nb) if kind == "student" else solutions(nb)
+            changed = student(nb) if kind == "student" else solutions(nb, answers_of(path.stem))
             target.write_text(text_of(normalize(changed)), encoding="utf-8")
         made.append(target)
     return made
