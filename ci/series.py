@@ -56,7 +56,8 @@ def again(path: Path, first: run.Outcome) -> run.Outcome:
     """Outcome of running the notebook a second time into a copy of the folder of its quick run
     `first`; that outcome itself where it failed."""
     def repeat(folder: Path) -> run.Outcome:
-        shutil.copytree(first.out_dir, folder)
+        own = shutil.ignore_patterns("outcome.json", "computed.json")
+        shutil.copytree(first.out_dir, folder, ignore=own)
         done = run_one(path, folder)
         for heavy in ("phases", "cache"):  # the first run keeps them; up to 230 MB each
             shutil.rmtree(folder / heavy, ignore_errors=True)
