@@ -7,10 +7,11 @@ import torch
 
 from rlgenkit import models
 from rlgenkit import worlds
-from rlgenkit.models.train import arithmetic as training
-from rlgenkit.models.train.common import MODELS
+from data.models.arithmetic import train as training
+from data.models.recipes import MODELS
 from rlgenkit.worlds import arithmetic as A
-from rlgenkit.worlds.gsm8k import SOLVERS, load_gsm8k, make_gsm8k
+from data.human.gsm8k.make import make_gsm8k
+from rlgenkit.worlds.gsm8k import SOLVERS, load_gsm8k
 
 
 def gen(seed=0):

@@ -12,7 +12,8 @@ from rlgenkit.rewards import (
     fit_bradley_terry, pick_shares, picture_statistics, press,
 )
 from rlgenkit.worlds import load_geneval
-from rlgenkit.worlds.human import _checked, make_geneval
+from data.human.geneval.make import make_geneval
+from rlgenkit.worlds.human import _checked
 
 
 def brute_best_of(scores, values, n):

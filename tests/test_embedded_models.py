@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from data.models import cards, recipes
+from data.models.consistency import train as consistency
+from data.models.evaluate import SAMPLING, sample
+from data.models.flow import train as flow
+from data.models.recipes import MODELS, fit
 from rlgenkit.models import denoiser, embed, encode, load_policy
-from rlgenkit.models.train import cards, common, consistency, flow
-from rlgenkit.models.train.common import MODELS, fit
-from rlgenkit.models.train.evaluate import SAMPLING, sample
 from rlgenkit.worlds.prompts import COLORS
 from rlgenkit.worlds import (REWARD_READER, check, load_reader, parse, read, render, sample_prompts,
                              sample_scenes)
@@ -30,7 +32,7 @@ def scenes(n: int, seed: int, split: str = "test"):
 
 def test_every_model_is_small_and_has_a_card():
     for folder in MODELS.iterdir():
-        if folder.is_dir():
+        if folder.is_dir() and folder.name != "__pycache__":
             size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
             assert size <= 13e6, folder.name
             assert (folder / "README.md").is_file(), folder.name
@@ -99,7 +101,7 @@ def test_dual_encoder_tells_captions_apart():
 
 
 def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "WORK", tmp_path)
+    monkeypatch.setattr(recipes, "WORK", tmp_path)
     target = torch.linspace(-1, 1, 12)
 
     def train(name: str, stops: tuple[int, ...]) -> dict:
@@ -107,12 +109,12 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, monkeypat
             torch.manual_seed(0)
             module = nn.Linear(12, 12)
             tree = nn.ModuleDict({"blocks": nn.ModuleDict({"attn": module})})
-            optimizers = common.optimizers_for(tree, 0.02, 1e-2, ("blocks",))
+            optimizers = recipes.optimizers_for(tree, 0.02, 1e-2, ("blocks",))
 
             def loss_at(step: int):
                 if step >= stop:
                     raise KeyboardInterrupt
-                noise = torch.randn(4, 12, generator=common.at_step(1, step))
+                noise = torch.randn(4, 12, generator=recipes.at_step(1, step))
                 return (module(noise) - target).square().mean()
 
             try:
@@ -126,12 +128,12 @@ def test_interrupted_training_ends_like_an_uninterrupted_one(tmp_path, monkeypat
 
 
 def test_non_finite_loss_stops_training_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "WORK", tmp_path)
+    monkeypatch.setattr(recipes, "WORK", tmp_path)
     module = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     with pytest.raises(FloatingPointError, match="step 3"):
         fit("bad", module, [optimizer], 5, lambda s: module.weight.sum() * (math.nan if s == 3 else 1), every=2)
-    assert common._progress(tmp_path / "bad.safetensors")["step"] == 2
+    assert recipes._progress(tmp_path / "bad.safetensors")["step"] == 2
 
 
 def test_reading_labels_follow_from_the_captions():

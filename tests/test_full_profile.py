@@ -16,7 +16,7 @@ from ci import closure
 from ci import series as runner
 from rlgenkit.commands import committed, run
 from rlgenkit.commands.places import BUILD, ROOT, find
-from rlgenkit.models.train import vision_language as training
+from data.models.vision_language import train as training
 from rlgenkit.worlds import gridworld as grid
 from tests import tiny_pipelines
 from tests.tiny_pipelines import save_language_model, save_pipeline

@@ -24,10 +24,8 @@ PACKAGE = ROOT / "rlgenkit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 BELOW = {"worlds", "models", "samplers", "rewards", "optimizers"}
 # part -> parts of the package that it may import besides itself
-ALLOWED = {"worlds": set(), "models": {"worlds"}, "samplers": set(), "rewards": {"worlds", "models"},
+ALLOWED = {"worlds": set(), "models": {"worlds", "samplers"}, "samplers": set(), "rewards": {"worlds", "models"},
            "optimizers": set(), "workbook": BELOW, "commands": BELOW | {"workbook"}}
-# Training commands draw scenes and measure with everything below the workbook.
-EXEMPT = {("models", "train"): BELOW}
 MAX_FUNCTION = 60
 
 
@@ -55,8 +53,7 @@ def test_imports_follow_the_way_of_the_data(path):
     part = part_of(path)
     if not part:
         return
-    inside = path.relative_to(PACKAGE).parts
-    allowed = EXEMPT.get(inside[:2], ALLOWED[part]) | {part}
+    allowed = ALLOWED[part] | {part}
     for name in imported(path):
         pieces = name.split(".")
         if pieces[0] == "rlgenkit" and len(pieces) > 1 and (PACKAGE / pieces[1]).is_dir():
@@ -97,7 +94,7 @@ def test_rooms_give_each_name_and_load_nothing_before(room):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
     module = importlib.import_module(f"rlgenkit.{room}")
-    modules = {p.stem for p in (PACKAGE / room).glob("*.py")} - {"__init__", "make_sprites"}
+    modules = {p.stem for p in (PACKAGE / room).glob("*.py")} - {"__init__"}
     assert set(dir(module)) == set(module.__all__) and module.__all__ == sorted(module.__all__)
     for name in sorted(modules) + module.__all__:
         first = getattr(module, name)
@@ -146,8 +143,8 @@ def test_public_functions_have_docstrings():
 
 # Most tokens of a room (comments, docstrings and layout not counted). Raising one is a commit of
 # its own that says why; lowering is part of the work.
-BUDGET = {"rlgenkit": 1500, "worlds": 22600, "models": 29820, "samplers": 5590, "rewards": 22450,
-          "optimizers": 10800, "workbook": 28000, "commands": 11000, "ci": 8800}
+BUDGET = {"rlgenkit": 2600, "worlds": 20200, "models": 17500, "samplers": 5590, "rewards": 20600,
+          "optimizers": 12000, "workbook": 28600, "commands": 13500, "ci": 8800, "data": 20200}
 
 
 def tokens(path: Path) -> int:
@@ -165,8 +162,9 @@ def tokens(path: Path) -> int:
 
 def test_rooms_keep_their_budget():
     used = {}
-    for path in [*FILES, *sorted((ROOT / "ci").rglob("*.py"))]:
-        room = "ci" if path.is_relative_to(ROOT / "ci") else part_of(path) or "rlgenkit"
+    for path in [*FILES, *sorted(p for place in ("ci", "data") for p in (ROOT / place).rglob("*.py"))]:
+        outside = path.relative_to(ROOT).parts[0]
+        room = (part_of(path) if path.is_relative_to(PACKAGE) else "") or outside
         used[room] = used.get(room, 0) + tokens(path)
     print(used)
     assert used.keys() == BUDGET.keys()

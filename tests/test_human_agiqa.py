@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rlgenkit import worlds
-from rlgenkit.worlds.agiqa import COLUMNS, make_agiqa
+from data.human.agiqa3k.make import make_agiqa
+from rlgenkit.worlds.agiqa import COLUMNS
 
 HEADER = ",".join(COLUMNS)
 

@@ -8,7 +8,9 @@ import torch
 
 from rlgenkit import worlds
 from rlgenkit.worlds import human
-from rlgenkit.worlds.human import BATCH, CONTESTS, VOTES, make_captions, make_vader
+from data.human.captions.make import make_captions
+from data.human.vader.make import make_vader
+from rlgenkit.worlds.human import BATCH, CONTESTS, VOTES
 
 HEADER = ",".join([*VOTES, *(f"adaptive_{v}" for v in VOTES), "caption"])
 

@@ -7,7 +7,8 @@ import torch
 
 from rlgenkit import rewards as R
 from rlgenkit.worlds import ASPECTS, load_opinpref, load_preference_pairs
-from rlgenkit.worlds.opinpref import OPINPREF, make_opinpref
+from data.human.opinpref.make import make_opinpref
+from rlgenkit.worlds.opinpref import OPINPREF
 
 
 def row(choice=1, **changes):

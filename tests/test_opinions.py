@@ -7,7 +7,8 @@ import torch
 from scipy.stats import norm
 
 from rlgenkit import rewards as R
-from rlgenkit.worlds.ava import load_ava, make_ava, vote_duels, vote_moments
+from data.human.ava.make import make_ava
+from rlgenkit.worlds.ava import load_ava, vote_duels, vote_moments
 
 
 def draws(n=6, k=4, seed=0):

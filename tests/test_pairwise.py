@@ -217,8 +217,6 @@ def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
     lambda: R.vote(torch.zeros(3)),
     lambda: R.fold_rows(10, 5, 2, gen()),
     lambda: R.treat(torch.zeros(3), flip_share=1.5),
-    lambda: R.judge_pairs(lambda a, b: torch.zeros(1), [], []),
-    lambda: R.judge_pairs(lambda a, b: torch.tensor([2.0]), ["a"], ["b"]),
     lambda: R.embed_sentences(None, []),
     lambda: R.principal_axes(torch.zeros(10, 4), 3),
     lambda: R.principal_axes(torch.zeros(3, 4), 3),
@@ -307,25 +305,6 @@ def test_treatment_flips_only_negative_strength():
     assert a[:, 0].tolist() == [0, 1, 1, 1] and b[:, 0].tolist() == [1, 0, 0, 0]
 
 
-# --- a judge is asked both ways ----------------------------------------------------------------
-
-
-def test_both_orders_remove_a_place_bias():
-    quality = {"good": 0.3, "bad": 0.0, "same": 0.3}
-
-    def judge(a, b):  # favors whatever stands first by 0.2
-        return torch.tensor([0.5 + 0.2 + quality[p] - quality[q] for p, q in zip(a, b)])
-
-    first, second = ["bad", "good", "same"], ["good", "bad", "good"]
-    found = R.judge_pairs(judge, first, second)
-    torch.testing.assert_close(found.probability, torch.tensor([0.2, 0.8, 0.5]))
-    torch.testing.assert_close(found.lean, torch.full((3,), 0.2))
-    assert found.consistent.tolist() == [True, True, False]
-    once = R.judge_pairs(judge, first, second, both_orders=False)
-    torch.testing.assert_close(once.probability, torch.tensor([0.4, 1.0, 0.7]))
-    assert once.lean.isnan().all()
-
-
 # --- sentences ---------------------------------------------------------------------------------
 
 
@@ -378,10 +357,5 @@ def test_a_head_on_principal_axes_is_linear_and_centered(tiny):
     torch.testing.assert_close(scores.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-6, rtol=0)
     assert scores.square().mean() == pytest.approx(1.0)
     assert abs(F.normalize(basis[:, 0], dim=0)[0]) > 0.9
-    weights = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    head = R.LinearHead(center, basis, weights)
-    torch.testing.assert_close(head(x), scores @ weights)
     flat = R.embed_sentences(tiny, ["good", "bad", "cable", "works good"])
-    head = R.LinearHead(*R.principal_axes(flat, 2), weights)
-    reward = R.sentence_reward(tiny, head)
-    torch.testing.assert_close(reward(["bad", "good"]).values, head(flat[[1, 0]]).float())
+    torch.testing.assert_close(R.embed_sentences(tiny, ["bad", "good"]), flat[[1, 0]])

@@ -42,7 +42,6 @@ def test_fronts_equal_enumeration(n, m, levels):
     groups = torch.arange(n) % 3
     for ids in (None, groups):
         expected = torch.tensor(enumerated_ranks(scores, [0] * n if ids is None else ids.tolist()))
-        assert torch.equal(o.pareto_ranks(scores, ids), expected)
         assert torch.equal(o.pareto_mask(scores, ids), expected == 0)
         relation = o.dominance(scores, ids)
         for i, j in itertools.product(range(n), repeat=2):
@@ -52,7 +51,7 @@ def test_fronts_equal_enumeration(n, m, levels):
 
 def test_front_by_hand():
     scores = torch.tensor([[3.0, 1], [1, 3], [2, 2], [2, 1], [1, 1], [2, 2]])
-    assert o.pareto_ranks(scores).tolist() == [0, 0, 0, 1, 2, 0]  # a duplicate stays beside its twin
+    assert o.pareto_mask(scores).tolist() == [1, 1, 1, 0, 0, 1]  # a duplicate stays beside its twin
     expected = torch.tensor([0.25, 0.25, 0.25, 0, 0, 0.25])
     assert torch.equal(o.pareto_weights(scores), expected)
 
@@ -79,11 +78,11 @@ def test_increasing_maps_of_single_objectives_change_nothing():
     scores = draw(60, 3, 4, levels=6)
     maps = (lambda v: v.exp(), lambda v: v**3 - 5, lambda v: 0.001 * v)
     warped = torch.stack([f(c) for f, c in zip(maps, scores.unbind(1))], 1)
-    assert torch.equal(o.pareto_ranks(warped), o.pareto_ranks(scores))
+    assert torch.equal(o.pareto_mask(warped), o.pareto_mask(scores))
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(o.pareto_ranks(scores[order]), o.pareto_ranks(scores)[order])
-    assert torch.equal(o.pareto_ranks(scores[:, [2, 0, 1]]), o.pareto_ranks(scores))
-    assert not torch.equal(o.pareto_ranks(-scores), o.pareto_ranks(scores))
+    assert torch.equal(o.pareto_mask(scores[order]), o.pareto_mask(scores)[order])
+    assert torch.equal(o.pareto_mask(scores[:, [2, 0, 1]]), o.pareto_mask(scores))
+    assert not torch.equal(o.pareto_mask(-scores), o.pareto_mask(scores))
 
 
 @pytest.mark.parametrize("n, m", [(8, 2), (8, 3), (64, 3), (256, 4)])
@@ -144,9 +143,7 @@ def test_invalid_rows_take_no_part():
     scores[4], valid[4] = torch.tensor([float("nan"), 9.0]), False
     scores[5], valid[5] = torch.tensor([9.0, 9.0]), False  # would beat everybody
     keep = valid.nonzero()[:, 0]
-    ranks = o.pareto_ranks(scores, valid=valid)
-    assert ranks[4] == ranks[5] == -1 and not o.pareto_mask(scores, valid=valid)[[4, 5]].any()
-    assert torch.equal(ranks[keep], o.pareto_ranks(scores[keep]))
+    assert not o.pareto_mask(scores, valid=valid)[[4, 5]].any()
     assert torch.equal(o.pareto_mask(scores, valid=valid)[keep], o.pareto_mask(scores[keep]))
     assert o.pareto_weights(scores, valid=valid)[[4, 5]].sum() == 0
     assert o.hypervolume(scores, [-9, -9], valid) == o.hypervolume(scores[keep], [-9, -9])
@@ -164,7 +161,7 @@ def test_the_fronts_carry_no_gradient():
     (lambda: o.pareto_mask(torch.zeros(0, 2)), r"scores must be \[N, M\]"),
     (lambda: o.pareto_mask(torch.tensor([[1.0, float("nan")]])), "sample 0"),
     (lambda: o.hypervolume(torch.tensor([[1.0, float("inf")]]), [0, 0]), "sample 0"),
-    (lambda: o.pareto_ranks(torch.zeros(3, 2), torch.zeros(2)), "groups must be"),
+    (lambda: o.pareto_mask(torch.zeros(3, 2), torch.zeros(2)), "groups must be"),
     (lambda: o.pareto_weights(torch.zeros(3, 2), valid=torch.ones(2).bool()), "valid must be"),
     (lambda: o.hypervolume(torch.zeros(3, 2), [0.0]), "reference must be 2"),
     (lambda: o.hypervolume(torch.zeros(3, 4), [0.0] * 4), "1, 2 or 3"),

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from data.human.vader.make_reviews import LONGEST, SHORTEST, WORDS, blanked, make_reviews, split
 from rlgenkit.worlds import load_vader
 from rlgenkit.worlds.human import BATCH, VADER
-from rlgenkit.worlds.reviews import (BLANK, END, LONGEST, PAD, SHORTEST, WORDS, blanked, load_reviews,
-                                     make_reviews, split)
+from rlgenkit.worlds.reviews import BLANK, END, PAD, load_reviews
 
 
 def test_committed_sentences_fit_their_ratings():

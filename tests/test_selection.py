@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlgenkit.optimizers import best_of_group
-from rlgenkit.optimizers.selection import (best_of_k, penalized, random_of_k, selection_weights, then,
+from rlgenkit.optimizers.selection import (best_of_k, penalized, selection_weights, then,
                                            top_fraction)
 
 
@@ -74,18 +74,6 @@ def test_top_fraction_ranks_across_groups(share, kept):
     rows = top_fraction(scores, groups, valid, share).tolist()
     order = sorted(range(0, 40, 2), key=lambda i: -scores[i].item())
     assert rows == order[:kept]
-
-
-def test_the_placebo_is_uniform_over_valid_samples():
-    scores = torch.arange(6.0)
-    groups, valid = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 1, 1, 1, 0, 1]).bool()
-    gen = torch.Generator().manual_seed(0)
-    picks = torch.stack([random_of_k(scores, groups, valid, 1, gen) for _ in range(3000)])
-    first = picks[:, 0].bincount(minlength=3) / 3000
-    torch.testing.assert_close(first, torch.full((3,), 1 / 3), atol=0.035, rtol=0)
-    assert set(picks[:, 1].tolist()) == {3, 5}
-    with pytest.raises(ValueError, match="generator"):
-        random_of_k(scores, groups)
 
 
 def test_then_asks_about_the_winners_only():

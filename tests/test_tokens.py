@@ -142,7 +142,7 @@ def test_unscored_answers_are_the_same_without_log_probs():
 
 
 def test_models_load_from_a_plain_folder(tmp_path):
-    from rlgenkit.models.train.arithmetic import build_tokenizer
+    from data.models.arithmetic.train import build_tokenizer
 
     model = small("llama")
     model.save_pretrained(tmp_path / "model")

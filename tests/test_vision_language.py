@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from rlgenkit.models import vision_language as V
-from rlgenkit.models.train import vision_language as training
-from rlgenkit.models.train.common import MODELS
+from data.models.vision_language import train as training
+from data.models.recipes import MODELS
 from rlgenkit.optimizers.tokens import token_policy_loss
 from rlgenkit.worlds import LOOKS, parse, render, sample_prompts, sample_scenes
 from rlgenkit.worlds import questions as Q

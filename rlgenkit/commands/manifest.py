@@ -9,8 +9,9 @@ from .doctor import sha256
 from .places import ROOT, InputError
 
 DATA = ROOT / "data"
-# Pages and results are made from the data; listing them here would run in a circle.
-LEFT_OUT = ("results/", "README.md", "manifest.json", "sources.toml")
+# Pages, results and studies are made from the data; listing them here would run in a circle.
+# Nor are recipes listed: git keeps them, and a changed comment must not restart every phase.
+LEFT_OUT = ("results/", "studies/", "README.md", "manifest.json", "sources.toml")
 
 
 def files() -> list[Path]:
@@ -19,7 +20,7 @@ def files() -> list[Path]:
     done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
     names = done.stdout.splitlines() if done.returncode == 0 else []
     found = [ROOT / n for n in names] or [p for p in DATA.rglob("*") if p.is_file()]
-    inside = {p for p in found if p.is_file() and p.name != "README.md"}
+    inside = {p for p in found if p.is_file() and p.name != "README.md" and p.suffix != ".py"}
     return sorted(p for p in inside if not str(p.relative_to(DATA)).startswith(LEFT_OUT))
 
 

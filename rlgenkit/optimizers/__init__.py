@@ -10,20 +10,20 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "ema": "Ema",
     "games": (
-        "antisymmetric both_orders duality_gap exploitability group_win_rates "
+        "antisymmetric both_orders exploitability group_win_rates "
         "minimax_winner solve_game win_rates"
     ),
     "losses": (
         "Clip anchor_terms anchor_weights grpo_loss kl_k1 kl_k2 kl_k3 ppo_clip_loss "
         "ppo_clip_terms ratio_stats reinforce_loss reinforce_terms velocity_mse"
     ),
-    "pareto": "dominance hypervolume pareto_mask pareto_ranks pareto_weights",
+    "pareto": "dominance hypervolume pareto_mask pareto_weights",
     "regression": (
-        "best_and_worst best_of_group nft_decay nft_loss nft_optimality nft_terms "
-        "rwr_weights sparse_rwr_weights weighted_denoising_loss"
+        "nft_decay nft_loss nft_optimality nft_terms "
+        "rwr_weights weighted_denoising_loss"
     ),
     "selection": (
-        "Selector best_of_k penalized random_of_k selection_weights then top_fraction"
+        "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
     ),
     "tabular": (
         "discounted_visits implicit_hypergradient potential_shaping reinforce_gradients "

@@ -35,21 +35,10 @@ def both_orders(shown_first: Tensor) -> Tensor:
 def exploitability(payoff: Tensor, policy: Tensor) -> Tensor:
     """max over options i of sum_j P(i, j) policy(j) [...]: what the best opponent wins on average.
 
-    payoff [..., K, K] antisymmetric, policy [..., K] probabilities. 0 exactly at a minimax winner;
-    half the duality gap of the pair (policy, policy).
+    payoff [..., K, K] antisymmetric, policy [..., K] probabilities. 0 exactly at a minimax winner.
     """
     _check_policy(policy, payoff.shape[-1])
     return torch.einsum("...ij,...j->...i", antisymmetric(payoff), policy.to(payoff)).amax(-1)
-
-
-def duality_gap(payoff: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """max_i (P column)_i - min_j (row P)_j [...] >= 0 of any zero-sum game [..., K, L]; 0 = solved.
-    """
-    _check_policy(row, payoff.shape[-2])
-    _check_policy(column, payoff.shape[-1])
-    best = torch.einsum("...ij,...j->...i", payoff, column.to(payoff)).amax(-1)
-    worst = torch.einsum("...ij,...i->...j", payoff, row.to(payoff)).amin(-1)
-    return best - worst
 
 
 def solve_game(payoff: Tensor) -> tuple[Tensor, Tensor, float]:

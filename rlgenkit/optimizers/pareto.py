@@ -48,24 +48,6 @@ def pareto_mask(
     return ~beaten & _usable(scores, valid)
 
 
-def pareto_ranks(
-    scores: Tensor, groups: Tensor | None = None, valid: Tensor | None = None
-) -> Tensor:
-    """Long[N]: 0 on the front, 1 on the front of the rest, and so on; -1 for invalid rows.
-
-    Non-dominated sorting (Deb et al. 2002), within each group.
-    """
-    beats = dominance(scores, groups, valid)
-    left = _usable(scores, valid)
-    ranks = torch.full((len(scores),), -1, dtype=torch.long, device=scores.device)
-    level = 0
-    while left.any():
-        front = left & ~(beats & left[:, None]).any(0)
-        ranks[front] = level
-        left, level = left & ~front, level + 1
-    return ranks
-
-
 def pareto_weights(
     scores: Tensor, groups: Tensor | None = None, valid: Tensor | None = None
 ) -> Tensor:

@@ -30,52 +30,9 @@ def rwr_weights(
     return weights.float()
 
 
-def sparse_rwr_weights(values: Tensor, keep: float = 0.1, valid: Tensor | None = None) -> Tensor:
-    """Sparse RWR: equal weights on the best share `keep` of the valid rewards, 0 elsewhere; sum 1.
-    """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep must be in (0, 1], got {keep}")
-    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
-    if not mask.any():
-        raise ValueError("sparse_rwr_weights needs at least one valid reward")
-    threshold = values[mask].double().quantile(1 - keep)
-    kept = mask & (values.double() >= threshold)
-    return kept.float() / kept.sum()
-
-
 def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """sum_i w_i mean_j (prediction - target)^2: scalar from [B, ...], [B, ...] and weights [B]."""
     return (weights * (prediction.float() - target.float()).flatten(1).square().mean(1)).sum()
-
-
-def best_of_group(
-    values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None
-) -> Tensor:
-    """Rows Long of the k best valid samples of every group, in order of group id (rejection
-    tuning).
-    """
-    if k < 1:
-        raise ValueError(f"k must be >= 1, got {k}")
-    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
-    chosen = []
-    for g in groups.unique():
-        rows = ((groups == g) & mask).nonzero().flatten()
-        order = values[rows].argsort(descending=True, stable=True)
-        chosen.append(rows[order[:k]])
-    return torch.cat(chosen)
-
-
-def best_and_worst(values: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Pairs Long[P, 2] of (best, worst) row per group for preference losses; groups of ties have
-    none.
-    """
-    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
-    pairs = []
-    for g in groups.unique():
-        rows = ((groups == g) & mask).nonzero().flatten()
-        if len(rows) > 1 and values[rows].max() > values[rows].min():
-            pairs.append(torch.stack([rows[values[rows].argmax()], rows[values[rows].argmin()]]))
-    return torch.stack(pairs) if pairs else groups.new_zeros(0, 2, dtype=torch.long)
 
 
 def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:

@@ -39,6 +39,11 @@ def best_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep:
     return rows[place - begin < keep]
 
 
+def best_of_group(values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None) -> Tensor:
+    """`best_of_k` in another order of arguments."""
+    return best_of_k(values, groups, valid, keep=k)
+
+
 def top_fraction(scores: Tensor, groups: Tensor, valid: Tensor | None = None, share: float = 0.125,
                  generator: torch.Generator | None = None) -> Tensor:
     """Rows Long[R] of the best `share` of all valid samples, whatever their group, best first
@@ -47,15 +52,6 @@ def top_fraction(scores: Tensor, groups: Tensor, valid: Tensor | None = None, sh
         raise ValueError(f"share must be in (0, 1], got {share}")
     rows = _falling(scores, groups, valid, generator)
     return rows[:max(1, round(share * len(rows)))]
-
-
-def random_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep: int = 1,
-                generator: torch.Generator | None = None) -> Tensor:
-    """`keep` valid rows of each group by lot: the placebo, which trains as much and selects nothing."""
-    if generator is None:
-        raise ValueError("a draw by lot needs a generator")
-    _valid(scores, valid)
-    return best_of_k(torch.zeros_like(scores), groups, valid, keep, generator)
 
 
 def then(first: Selector, second: Selector) -> Selector:

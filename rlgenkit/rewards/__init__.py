@@ -5,13 +5,13 @@ from rlgenkit._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, {
     "aesthetic": "aesthetic_score aesthetic_terms aesthetic_truth",
     "agreement": (
-        "bootstrap_over_items kendall leave_one_out_ceiling pairwise_accuracy pearson "
+        "bootstrap_over_items leave_one_out_ceiling pairwise_accuracy pearson "
         "spearman"
     ),
     "batch": "Batch Reward Scores parsed scored texts where_defined",
     "calibration": (
-        "CalibrationTable binomial_loss calibration_table expected_calibration_error "
-        "fit_feedback shift_prior undo_negative_sampling vote_auroc"
+        "CalibrationTable binomial_loss calibration_table "
+        "fit_feedback undo_negative_sampling vote_auroc"
     ),
     "combine": (
         "combined effective_weights minimum product standardize standardized_sum "
@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "composition": (
         "all_right_score binding_score composition_score count_score from_reader "
-        "has_digit relation_score typographic_count_score"
+        "relation_score typographic_count_score"
     ),
     "diagnostic": "EDITS Pairs blind_spots make_pairs pair_diagnostic",
     "judges": (
@@ -28,8 +28,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "opinions": "error_reward opinion_moments rank_reward step_reward",
     "pairwise": (
-        "LinearFit Strength Treatment Verdicts Voters atoms_log_win bradley_terry_loss "
-        "fit_bradley_terry fit_by_evidence fit_linear_pairs fold_rows judge_pairs "
+        "LinearFit Strength Treatment Voters atoms_log_win bradley_terry_loss "
+        "fit_bradley_terry fit_by_evidence fit_linear_pairs fold_rows "
         "new_voters normal_log_win pairwise_ce swapped train_voters treat verdicts vote"
     ),
     "picks": (
@@ -43,11 +43,11 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "proxy": (
         "AestheticProxy aesthetic_proxy_reward curated_looks load_aesthetic_proxy "
-        "local_texture measure_flaw rate save_aesthetic_proxy train_aesthetic_proxy"
+        "local_texture"
     ),
     "sentences": (
-        "LinearHead SentenceEncoder embed_opinpref embed_sentences "
-        "load_sentence_encoder principal_axes sentence_reward"
+        " SentenceEncoder embed_sentences "
+        "load_sentence_encoder principal_axes"
     ),
     "similarity": "DualEncoder embed_images embed_texts load_dual_encoder similarity_reward",
     "spread": "diversity mean_pairwise_distance",

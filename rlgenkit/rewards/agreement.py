@@ -44,13 +44,6 @@ def spearman(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(*(v.numpy() for v in _varied(a, b))).statistic)
 
 
-def kendall(a: Tensor, b: Tensor) -> float:
-    """Kendall's tau-b of a and b, both [N] (scipy; corrected for ties)."""
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(*(v.numpy() for v in _varied(a, b))).statistic)
-
-
 def leave_one_out_ceiling(
     ratings: Tensor, agreement: Callable[[Tensor, Tensor], float] = spearman
 ) -> tuple[float, Tensor]:

@@ -63,13 +63,6 @@ def calibration_table(
     return CalibrationTable((promised / total)[used], (hits / total)[used], total[used])
 
 
-def expected_calibration_error(
-    predicted: Tensor, positives: Tensor, trials: Tensor, bins: int = 10, equal: str = "items"
-) -> float:
-    """CalibrationTable.error of the given predictions."""
-    return calibration_table(predicted, positives, trials, bins, equal).error()
-
-
 def vote_auroc(scores: Tensor, positives: Tensor, trials: Tensor) -> float:
     """Chance that a random positive vote fell on a higher score than a random negative one.
 
@@ -134,16 +127,6 @@ def undo_negative_sampling(logits: Tensor, kept: float) -> Tensor:
     if not 0 < kept <= 1:
         raise ValueError(f"kept must be a share in (0, 1], got {kept}")
     return logits + math.log(kept)
-
-
-def shift_prior(logits: Tensor, trained: float, true: float) -> Tensor:
-    """Logits for a base rate `true` from a model trained at base rate `trained` (label shift).
-
-    Only the prior may differ, not what positives or negatives look like (Saerens et al. 2002).
-    """
-    if not (0 < trained < 1 and 0 < true < 1):
-        raise ValueError(f"base rates must lie inside (0, 1), got {trained} and {true}")
-    return logits + math.log(true / (1 - true)) - math.log(trained / (1 - trained))
 
 
 def _feedback(values: Tensor, positives: Tensor, trials: Tensor) -> tuple[Tensor, Tensor, Tensor]:

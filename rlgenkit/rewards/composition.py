@@ -117,12 +117,6 @@ def typographic_count_score(reading: Reading, prompts: Sequence[Prompt | str]) -
     return where_defined(reading.look.new_tensor(rows))
 
 
-def has_digit(reading: Reading) -> Tensor:
-    """Bool[B]: a written digit is in the picture (tracks the typographic attack)."""
-    digits = [_written_digit(reading, row) is not None for row in range(len(reading.kind))]
-    return torch.tensor(digits, device=reading.kind.device)
-
-
 def _written_digit(reading: Reading, row: int) -> int | None:
     shapes = KINDS + GLYPHS
     found = [

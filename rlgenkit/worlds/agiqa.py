@@ -1,20 +1,18 @@
 """AGIQA-3K: how people rate generated images on two scales, quality and fit to the prompt.
 
-`python -m rlgenkit.worlds.agiqa FOLDER` makes data/human/agiqa3k from data.csv of
-lcysyzxdxc/AGIQA-3k-Database (MIT). Source: Li et al. 2023 (2306.04717). Prompts are kept as
+Source: lcysyzxdxc/AGIQA-3k-Database (MIT), Li et al. 2023 (2306.04717). Prompts are kept as
 numbers, not as texts (some are crude); the mean and spread over raters, nothing about a rater.
 """
 
 import csv
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, _write, checked_bytes
+from .human import DATA, checked_bytes
 
 AGIQA = DATA / "human" / "agiqa3k"
 COLUMNS = ("prompt", "generator", "quality", "quality_std", "fit", "fit_std")
@@ -52,24 +50,3 @@ def load_agiqa(folder: str | Path = AGIQA) -> TwoRatings:
         raise ValueError("ratings.csv needs rows with mean ratings between 0 and 5")
     return TwoRatings(mean, spread, prompt, torch.tensor([names.index(r["generator"]) for r in rows]),
                       tuple(names))
-
-
-def make_agiqa(source: str | Path, folder: str | Path = AGIQA) -> None:
-    """Write ratings.csv and LICENSE from data.csv and LICENSE of the origin.
-
-    An image's name there is MODEL_SETTING_NUMBER.jpg; the number is the prompt's.
-    """
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    with open(source / "data.csv", newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            generator, number = row["name"].removesuffix(".jpg").rsplit("_", 1)
-            values = (row[f"{what}_{scale}"] for scale in ("quality", "align") for what in ("mos", "std"))
-            made.append((int(number), generator, *(f"{float(v):.4f}" for v in values)))
-    _write(folder / "ratings.csv", COLUMNS, sorted(made))
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
-if __name__ == "__main__":
-    make_agiqa(sys.argv[1])

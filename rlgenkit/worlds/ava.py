@@ -1,18 +1,14 @@
-"""AVA photographs: how many people gave each a score of 1 to 10 (votes only, no pictures).
-
-`python -m rlgenkit.worlds.ava FOLDER` makes data/human/ava from val.csv of the origin.
-"""
+"""AVA photographs: how many people gave each a score of 1 to 10 (votes only, no pictures)."""
 
 import csv
 import io
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, _checked, _write
+from .human import DATA, _checked
 
 AVA = DATA / "human" / "ava"
 SCORES = tuple(range(1, 11))
@@ -59,18 +55,3 @@ def vote_duels(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     won = (one * (two.cumsum(1) - 0.5 * two)).sum(1)
     (m1, v1), (m2, v2) = vote_moments(first), vote_moments(second)
     return won, torch.special.ndtr(((m1 - m2) / (v1 + v2).sqrt()).double())
-
-
-def make_ava(source: str | Path, folder: str | Path = AVA) -> None:
-    """Write votes.csv and LICENSE; the tags are left out. The origin names the scores 1..10 "score2" to
-    "score11"."""
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(source / "val.csv", newline="", encoding="utf-8") as file:
-        rows = [(int(r["image_id"]), *(int(r[f"score{k + 1}"]) for k in SCORES)) for r in csv.DictReader(file)]
-    _write(folder / "votes.csv", ("image", *map(str, SCORES)), sorted(rows))
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
-if __name__ == "__main__":
-    make_ava(sys.argv[-1])

@@ -1,12 +1,10 @@
 """GSM8K model solutions: 1,319 school problems, four solvers each, every solution labeled.
 
-`python -m rlgenkit.worlds.gsm8k FOLDER` makes data/human/gsm8k from example_model_solutions.jsonl of
-openai/grade-school-math (MIT). Problems are written by people; solutions come from models of 6 and
+Source: openai/grade-school-math (MIT). Problems are written by people; solutions come from models of 6 and
 175 billion parameters, fine-tuned, or the best of many by a verifier. Source: Cobbe et al. 2021.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,23 +52,3 @@ def load_gsm8k(folder: str | Path = GSM8K) -> Solutions:
     if not questions:
         raise ValueError("solutions.jsonl holds no problems; restore it with git checkout -- data/human")
     return Solutions(tuple(questions), tuple(answers), tuple(texts), torch.tensor(right))
-
-
-def make_gsm8k(source: str | Path, folder: str | Path = GSM8K) -> None:
-    """Write solutions.jsonl and LICENSE from example_model_solutions.jsonl; of the official solution
-    only the final answer is kept."""
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for line in (source / "example_model_solutions.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        made.append(json.dumps({
-            "question": row["question"], "answer": row["ground_truth"].rsplit("A: ", 1)[1].strip(),
-            "right": [row[s]["is_correct"] for s in SOLVERS],
-            "solutions": [row[s]["solution"] for s in SOLVERS]}, ensure_ascii=False))
-    (folder / "solutions.jsonl").write_text("\n".join(made) + "\n", encoding="utf-8")
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
-if __name__ == "__main__":
-    make_gsm8k(sys.argv[1])

@@ -1,14 +1,12 @@
-"""Real people's judgments as small arrays, one loader and one maker per pack in data/human.
+"""Real people's judgments as small arrays: loaders of the packs in data/human.
 
-`python -m rlgenkit.worlds.human [PACK] FOLDER` makes data/human/PACK (geneval unless named) from
-the files of its origin; only ratings are kept, nothing that identifies a rater, task or time.
+Each pack's make.py writes it from the files of its origin.
 """
 
 import csv
 import hashlib
 import io
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +17,6 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 GENEVAL = DATA / "human" / "geneval"
 MODELS = ("sdv2", "if-xl")  # Stable Diffusion 2.1 and DeepFloyd IF-XL
 RATERS = 5
-COLUMNS = ("model", "prompt", "sample", "rater", "fit", "realism_0", "realism_1")
 
 
 @dataclass(frozen=True)
@@ -55,41 +52,6 @@ def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
                         torch.tensor([MODELS.index(m) for m, _, _ in images]),
                         torch.tensor([p for _, p, _ in images]),
                         tuple(tasks[p] for _, p, _ in images))
-
-
-def make_geneval(source: str | Path, folder: str | Path = GENEVAL) -> None:
-    """Write ratings.csv, prompts.csv and LICENSE from annotations_*.csv and the prompt metadata.
-
-    Rows without a caption-fit answer are left out (four of 4,004, torn in the origin).
-    """
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = (source / "evaluation_metadata.jsonl").read_text(encoding="utf-8")
-    tags = [json.loads(line)["tag"] for line in text.splitlines()]
-    ratings = [row for name in MODELS for row in _slim(source / f"annotations_{name}.csv", name)]
-    prompts = sorted({row[1] for row in ratings})
-    _write(folder / "ratings.csv", COLUMNS, ratings)
-    _write(folder / "prompts.csv", ("prompt", "tag"), [(p, tags[p]) for p in prompts])
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
-def _slim(path: Path, model: str) -> list[tuple]:
-    """Rows in the order of COLUMNS; the rater is a number within its image, nothing more."""
-    made, seen = [], {}
-    with open(path, newline="", encoding="utf-8") as file:  # answers hold carriage returns
-        for row in csv.DictReader(file):
-            if not row["Answer.task-quality"]:
-                continue
-            image = int(row["Input.prompt_id"]), int(row["Input.image_id"])
-            rater = seen[image] = seen.get(image, -1) + 1
-            answers = (row[f"Answer.task-{name}"] for name in ("quality", "real-0", "real-1"))
-            made.append((model, *image, rater, *(f"{float(a):g}" if a else "" for a in answers)))
-    return made
-
-
-def _write(path: Path, header: tuple, rows: list[tuple]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
 def _number(text: str) -> float:
@@ -150,26 +112,6 @@ def load_captions(contest: int = 540, folder: str | Path = CAPTIONS) -> CaptionV
     return CaptionVotes(contest, tuple(r["caption"] for r in rows), counts[:, :3], adaptive)
 
 
-def make_captions(source: str | Path, folder: str | Path = CAPTIONS) -> None:
-    """Write one slim file per contest from *_summary_{RoundRobin,Random,LilUCB}.csv, in the order
-    of the texts (the origin's order is by rank, which would give the votes away)."""
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for contest in CONTESTS:
-        found = {}
-        for kind in ("RoundRobin", "Random", "LilUCB"):
-            path = source / f"{contest}_summary_{kind}.csv"
-            if path.is_file():
-                with open(path, newline="", encoding="utf-8") as file:
-                    found[kind] = {r["caption"]: [r[k] for k in VOTES] for r in csv.DictReader(file)}
-        fair = found.get("RoundRobin") or found["Random"]
-        rows = [(*votes, *found.get("LilUCB", {}).get(text, [""] * 3), text)
-                for text, votes in sorted(fair.items())]
-        header = (*VOTES, *(f"adaptive_{name}" for name in VOTES), "caption")
-        _write(folder / f"{contest}.csv", header, rows)
-    (folder / "LICENSE").write_bytes((source / "LICENSE.txt").read_bytes())
-
-
 VADER = DATA / "human" / "vader"
 BATCH = 30  # sentences that one person rated in one session
 
@@ -196,21 +138,6 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
     return ratings.float(), batch
 
 
-def make_vader(source: str | Path, folder: str | Path = VADER) -> None:
-    """Write sessions.csv from movieReviewSnippets_anonDataRatings.txt; the last, incomplete batch
-    of 15 sentences is left out."""
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    text = (source / "movieReviewSnippets_anonDataRatings.txt").read_text(encoding="utf-8-sig")
-    items = [json.loads(line.split("\t")[3]) for line in text.splitlines()]
-    rows = []
-    for batch in range(len(items) // BATCH):
-        block = items[batch * BATCH:(batch + 1) * BATCH]
-        rows += [(batch, " ".join(map(str, person))) for person in zip(*block, strict=True)]
-    _write(folder / "sessions.csv", ("batch", "ratings"), rows)
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
 def _whole_numbers(rows: list[dict], names: list[str], file: str) -> Tensor:
     """Long [N, K] of the named columns, -1 where empty; ValueError names the file."""
     if not rows or not {*names, "caption"} <= set(rows[0]):
@@ -222,8 +149,3 @@ def _whole_numbers(rows: list[dict], names: list[str], file: str) -> Tensor:
     if (numbers < -1).any():
         raise ValueError(f"{file} has a negative count")
     return numbers
-
-
-if __name__ == "__main__":
-    pack, origin = (["geneval"] + sys.argv[1:])[-2:]
-    globals()[f"make_{pack}"](origin)

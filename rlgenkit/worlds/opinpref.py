@@ -1,12 +1,9 @@
 """OpinPref: 940 human choices between two summaries of the same product's reviews.
 
-`python -m rlgenkit.worlds.opinpref FOLDER` makes data/human/opinpref from the two annotation files
-of swaroop-nath/reward-approx-social-choice-opp-summ (MIT). Source: Nath et al. 2024 (2402.15473).
-The reviews and the annotators' names are left out.
+Source: swaroop-nath/reward-approx-social-choice-opp-summ (MIT), Nath et al. 2024 (2402.15473). The reviews and the annotators' names are left out.
 """
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +15,6 @@ from .human import DATA, checked_bytes
 OPINPREF = DATA / "human" / "opinpref"
 ASPECTS = ("aspect-coverage", "opinion-faithfulness", "opinion-coverage", "conciseness",
            "relevance", "hallucination", "language-correctness")  # hallucination 5 = none
-ANNOTATORS = {"swaroop": 0, "raghava": 1, "rupasai": 2, "common": 3}  # in the origin only
 
 
 @dataclass(frozen=True)
@@ -101,30 +97,3 @@ def load_preference_pairs(path: str | Path) -> list[tuple[str, str]]:
     if not found:
         raise ValueError(f"{path.name} holds no pairs")
     return found
-
-
-def make_opinpref(source: str | Path, folder: str | Path = OPINPREF) -> None:
-    """Write pairs.jsonl and LICENSE from annotations-train.jsonl and annotations-valid.jsonl."""
-    source, folder = Path(source), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for split, name in (("train", "train"), ("validation", "valid")):
-        text = (source / f"annotations-{name}.jsonl").read_text(encoding="utf-8")
-        made += [json.dumps(_slim(json.loads(line), split), ensure_ascii=False)
-                 for line in text.splitlines()]
-    (folder / "pairs.jsonl").write_text("\n".join(made) + "\n", encoding="utf-8")
-    (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
-
-
-def _slim(row: dict, split: str) -> dict:
-    two = [row["summary-pairs"][f"summary-{k}"] for k in ("one", "two")]
-    return {"split": split, "annotator": ANNOTATORS[row["source"]],
-            "choice": row["preference-data"],
-            "recipes": [int(s["index"]) for s in two],
-            # Named one by one: the order of the keys in the origin is an accident.
-            "aspects": [[s["summary-score"][name] for name in ASPECTS] for s in two],
-            "first": two[0]["summary-text"], "second": two[1]["summary-text"]}
-
-
-if __name__ == "__main__":
-    make_opinpref(sys.argv[1])

@@ -1,28 +1,22 @@
 """Sentences of film reviews with human sentiment ratings, in a closed vocabulary.
 
-`python -m rlgenkit.worlds.reviews FOLDER` makes data/human/vader/reviews.csv from the files of its
-origin. Only short sentences are kept, and every word outside the most frequent ones is a blank "_",
+Only short sentences are kept, and every word outside the most frequent ones is a blank "_",
 so that a small language model can learn the rest. The ratings are those of `load_vader`.
 """
 
 import csv
 import io
-import re
-import sys
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import BATCH, VADER, _checked, _write, load_vader
+from .human import BATCH, VADER, _checked, load_vader
 
 PAD, END, BLANK = 0, 1, 2
 SPECIAL = ("<pad>", "<end>", "_")
-WORDS, SHORTEST, LONGEST = 1500, 5, 24  # vocabulary size and sentence lengths that are kept
-PATTERN = re.compile(r"[a-z]+(?:'[a-z]+)*|[,.!?;:]|_")
 
 
 @dataclass(frozen=True)
@@ -39,11 +33,6 @@ class Reviews:
         """Rows of ids Long[B, L] as words, without PAD and END."""
         return [" ".join(self.vocabulary[i] for i in row if i not in (PAD, END))
                 for row in ids.tolist()]
-
-
-def split(sentence: str) -> list[str]:
-    """Lower-case words and punctuation marks of a sentence; digits and other signs are dropped."""
-    return PATTERN.findall(sentence.lower())
 
 
 def load_reviews(folder: str | Path = VADER) -> Reviews:
@@ -75,26 +64,3 @@ def _halves(ratings: Tensor, batch: Tensor, items: Tensor) -> Tensor:
         people = torch.bincount(batch[mine], minlength=len(total))
         means.append((total / people[:, None]).flatten()[items])
     return torch.stack(means, 1)
-
-
-def blanked(sentences: Sequence[Sequence[str]], size: int = WORDS) -> list[list[str]]:
-    """The sentences with "_" for each word that is not among the `size` most frequent ones."""
-    counts = Counter(word for row in sentences for word in row)
-    kept = set(sorted(counts, key=lambda word: (-counts[word], word))[:size])
-    return [[word if word in kept else "_" for word in row] for row in sentences]
-
-
-def make_reviews(source: str | Path, folder: str | Path = VADER) -> None:
-    """Write reviews.csv from movieReviewSnippets_GroundTruth.txt; items are numbered as in
-    sessions.csv (session batch times 30 plus place), whose last, incomplete batch is left out."""
-    path = Path(source) / "movieReviewSnippets_GroundTruth.txt"
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    words = [split(line.split("\t")[2]) for line in lines[:len(lines) // BATCH * BATCH]]
-    items = [k for k, row in enumerate(words) if SHORTEST <= len(row) <= LONGEST]
-    kept = blanked([words[k] for k in items])
-    _write(Path(folder) / "reviews.csv", ("item", "words"),
-           [(k, " ".join(row)) for k, row in zip(items, kept, strict=True)])
-
-
-if __name__ == "__main__":
-    make_reviews(sys.argv[1])

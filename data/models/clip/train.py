@@ -5,11 +5,11 @@ import json
 import torch
 from torch import Tensor
 
-from ...worlds.prompts import sample_prompts
-from ...worlds.scenes import SIZE, render, sample_scenes
-from .common import MODELS, at_step, fit
-from .flow import TOKENS, build_tokenizer, token_ids
-from .reader import degrade
+from rlgenkit.worlds.prompts import sample_prompts
+from rlgenkit.worlds.scenes import SIZE, render, sample_scenes
+from ..recipes import MODELS, at_step, fit
+from ..flow.train import TOKENS, build_tokenizer, token_ids
+from ..reader.train import degrade
 
 BATCH, STEPS, WIDTH = 96, 800, 96
 

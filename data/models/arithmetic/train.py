@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...worlds import arithmetic as world
-from .common import MODELS, at_step, fit, optimizers_for
+from rlgenkit.worlds import arithmetic as world
+from ..recipes import MODELS, at_step, fit, optimizers_for
 
 STEPS, WIDTH, LAYERS, HEADS = 1300, 128, 3, 4
 EXACT = 800  # steps with the exact teacher
@@ -101,7 +101,7 @@ def loss_at(model, step: int, device: str = "cpu") -> Tensor:
 @torch.no_grad()
 def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
     """Shares measured on new chains, greedy except for the first attempt."""
-    from ..tokens import generate
+    from rlgenkit.models.tokens import generate
 
     generator = torch.Generator().manual_seed(7_000_001)
     chains = world.sample_chains(count, length, generator)

@@ -6,9 +6,9 @@ import time
 import torch
 from torch import Tensor
 
-from ...worlds.prompts import CATEGORIES, Prompt, sample_prompts
-from ...worlds.reader import check, load_reader, read
-from .common import MODELS
+from rlgenkit.worlds.prompts import CATEGORIES, Prompt, sample_prompts
+from rlgenkit.worlds.reader import check, load_reader, read
+from .recipes import MODELS
 
 SAMPLING = {"flow": {"steps": 20, "guidance": 3.0}, "epsilon": {"steps": 20, "guidance": 3.0},
             "consistency": {"steps": 4, "guidance": 1.0}}
@@ -20,7 +20,7 @@ SHEET = ("a red cat", "three green hearts", "a blue star left of a red ball", 't
 
 def table_for(policy, steps: int):
     """The noise-free sampling table of a policy's family (multi-step noise for consistency models)."""
-    from ...samplers import (consistency_table_from_scheduler, ddim_table_from_scheduler, flow_table)
+    from rlgenkit.samplers import (consistency_table_from_scheduler, ddim_table_from_scheduler, flow_table)
 
     if policy.family == "flow":
         return flow_table(steps, kind="ode")
@@ -33,8 +33,8 @@ def table_for(policy, steps: int):
 def sample(policy, prompts: list[Prompt], steps: int, guidance: float, seed: int,
            batch: int = 50) -> Tensor:
     """Pictures [N, 3, 64, 64] of the prompts, without gradient."""
-    from ...models import decode, denoiser, embed
-    from ...samplers import initial_noise, rollout
+    from rlgenkit.models import decode, denoiser, embed
+    from rlgenkit.samplers import initial_noise, rollout
 
     generator, images = torch.Generator().manual_seed(seed), []
     table = table_for(policy, steps)
@@ -51,7 +51,7 @@ def quality(name: str, sampling: dict[str, float], n: int = 500) -> dict[str, di
 
     sampling: steps and guidance, as in SAMPLING.
     """
-    from ...models import load_policy
+    from rlgenkit.models import load_policy
 
     policy, reader = load_policy(MODELS / name), load_reader()
     generator, table = torch.Generator().manual_seed(77_001), {}
@@ -72,8 +72,8 @@ def contact_sheet(name: str) -> None:
     """Save data/models/<name>/samples.png: eight captions, six pictures each."""
     from PIL import Image
 
-    from ...models import load_policy
-    from ...worlds.prompts import parse
+    from rlgenkit.models import load_policy
+    from rlgenkit.worlds.prompts import parse
 
     prompts = [parse(text) for text in SHEET for _ in range(6)]
     images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=7)
@@ -88,7 +88,7 @@ def readme_sheet(name: str = "flow", rows: int = 4, columns: int = 8) -> None:
 
     import matplotlib.pyplot as plt
 
-    from ...models import load_policy
+    from rlgenkit.models import load_policy
 
     generator = torch.Generator().manual_seed(2024)
     prompts = sample_prompts(rows * columns, split="test", generator=generator)

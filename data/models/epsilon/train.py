@@ -6,9 +6,9 @@ Its text encoder is trained along with it; padding is masked, as the PixArt pipe
 import torch
 from torch import Tensor, nn
 
-from ..folders import write_components
-from .common import MODELS, at_step, fit, load_weights, optimizers_for, write_record
-from .flow import (BATCH, HEADS, LAYERS, READING, SCENES, TEXT_STEPS, WIDTH, Reading, build_text_encoder,
+from rlgenkit.models.folders import write_components
+from ..recipes import MODELS, at_step, fit, load_weights, optimizers_for, write_record
+from ..flow.train import (BATCH, HEADS, LAYERS, READING, SCENES, TEXT_STEPS, WIDTH, Reading, build_text_encoder,
                    build_tokenizer, drop_captions, latent_bank, learn_to_read)
 
 STEPS = 6000

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...worlds.prompts import sample_prompts
-from ...worlds.scenes import render, sample_scenes
-from .common import MODELS, at_step, fit
+from rlgenkit.worlds.prompts import sample_prompts
+from rlgenkit.worlds.scenes import render, sample_scenes
+from ..recipes import MODELS, at_step, fit
 
 LATENT_NOISE, LATENT_PENALTY, BATCH, STEPS = 0.15, 1e-3, 32, 1000
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
 WORK = ROOT / "build" / "models"  # checkpoints and logs of running trainings (not committed)
 

@@ -4,13 +4,12 @@ and scores the look with a short reasoning.
 One training row is a picture and eleven texts about it, packed behind it: every text sees the picture
 and itself, never another text, as if it stood alone. A linear head that reads shapes, colors and look
 from the picture's tokens helps the tower to see early; it is thrown away. Run it with
-`python -m rlgenkit.models.train.vision_language [--steps N] [--device cuda]`.
+`python -m rlgenkit models vision_language [--steps N] [--device cuda]`.
 """
 
 import json
 import multiprocessing
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...rewards.aesthetic import aesthetic_truth
-from ...rewards.judges import Scale, scalar_scores
-from ...worlds import questions as world
-from ...worlds.prompts import COLORS, sample_prompts
-from ...worlds.scenes import LOOKS, SHAPES, SIZE, Scene, render, sample_scenes
-from .common import MODELS, WORK, at_step, fit, write_record
+from rlgenkit.rewards.aesthetic import aesthetic_truth
+from rlgenkit.rewards.judges import Scale, scalar_scores
+from rlgenkit.worlds import questions as world
+from rlgenkit.worlds.prompts import COLORS, sample_prompts
+from rlgenkit.worlds.scenes import LOOKS, SHAPES, SIZE, Scene, render, sample_scenes
+from ..recipes import MODELS, WORK, at_step, fit, write_record
 
 STEPS, SCENES, CHUNK, PACKS = 4000, 32768, 256, 4
 BATCH = {"cpu": 16, "cuda": 96}  # pictures of one step
@@ -253,7 +252,7 @@ def save(model) -> None:
 
 def measure() -> None:
     """Write quality.json of the saved model: mean and spread over SEEDS draws of new scenes."""
-    from ..vision_language import load_vision_language
+    from rlgenkit.models.vision_language import load_vision_language
 
     folder, began = MODELS / "vision_language", time.perf_counter()
     model, processor = load_vision_language(folder)
@@ -271,7 +270,7 @@ def spread(rows: list[dict[str, float]]) -> dict[str, str]:
 
 def quality(model, processor, split: str, seed: int, count: int = 400) -> dict[str, float]:
     """Shares of right answers and errors of scores on new scenes, likeliest answers."""
-    from ..vision_language import ask
+    from rlgenkit.models.vision_language import ask
 
     generator, rng = at_step(7_100 + seed, 0), np.random.default_rng(7_100 + seed)
     scenes = sample_scenes(sample_prompts(count, split, generator=generator), generator)
@@ -303,8 +302,3 @@ def _errors(name: str, said: list[str], truth: Tensor) -> dict[str, float]:
             f"{name} error": float(np.abs(ours - theirs).mean()) if len(ours) else 1.0,
             f"{name} rank correlation": 0.0 if few else float(spearmanr(ours, theirs).statistic)}
 
-
-if __name__ == "__main__":
-    from .__main__ import main as run
-
-    raise SystemExit(run(["vision_language", *sys.argv[1:]]))

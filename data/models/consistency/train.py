@@ -10,10 +10,10 @@ import copy
 import torch
 from torch import Tensor
 
-from ..folders import write_components
-from .common import MODELS, at_step, fit, write_record
-from .epsilon import encode_text, predict
-from .flow import BATCH, SCENES, empty_ids, latent_bank
+from rlgenkit.models.folders import write_components
+from ..recipes import MODELS, at_step, fit, write_record
+from ..epsilon.train import encode_text, predict
+from ..flow.train import BATCH, SCENES, empty_ids, latent_bank
 
 STEPS, GUIDANCE, SKIP, GRID = 500, 2.5, 20, 50
 SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3  # LCMScheduler's boundary constants; pseudo-Huber width

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...worlds.prompts import BACKGROUNDS, COLORS, sample_prompts
-from ...worlds.reader import LEARNED_LOOKS, READER, REWARD_READER, STRIDE, Reader, check, load_reader, read
-from ...worlds.scenes import SHAPES, SIZE, Scene, hue_errors, render, sample_scenes
-from .common import MODELS, at_step, fit
+from rlgenkit.worlds.prompts import BACKGROUNDS, COLORS, sample_prompts
+from rlgenkit.worlds.reader import LEARNED_LOOKS, READER, REWARD_READER, STRIDE, Reader, check, load_reader, read
+from rlgenkit.worlds.scenes import SHAPES, SIZE, Scene, hue_errors, render, sample_scenes
+from ..recipes import MODELS, at_step, fit
 
 BATCH, STEPS, BANK = 64, 1000, 2048
 GRID = SIZE // STRIDE

@@ -1,4 +1,4 @@
-"""Rasterize the sticker shapes once: `python -m rlgenkit.worlds.make_sprites icons.json`.
+"""Rasterize the sticker shapes once: `python -m data.sprites.make icons.json`.
 
 `icons.json` comes from the npm package @iconify-json/fluent-emoji-high-contrast (MIT, Microsoft);
 letters and digits are drawn in DejaVu Sans Bold, which matplotlib ships. Needs resvg_py.
@@ -11,8 +11,8 @@ import sys
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .prompts import GLYPHS
-from .scenes import SPRITES
+from rlgenkit.worlds.prompts import GLYPHS
+from rlgenkit.worlds.scenes import SPRITES
 
 ICONS = {"cat": "black-cat", "heart": "heart-suit", "cloud": "cloud", "tree": "deciduous-tree",
          "droplet": "droplet", "star": "star", "umbrella": "umbrella", "teapot": "teapot",

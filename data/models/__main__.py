@@ -1,4 +1,4 @@
-"""`python -m rlgenkit.models.train [name ...]`: train the embedded models from nothing, in order.
+"""`python -m rlgenkit models [name ...]`: train the embedded models from nothing, in order.
 
 Without a name, all of them. Each resumes from build/models and takes one CPU machine of 2 cores
 the time that its model card states. `--device cuda --batch 512 --steps 8000 --scenes 196608` trains
@@ -32,10 +32,8 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, int | str]]:
 
 def train(name: str, settings: dict[str, int | str]) -> None:
     """Train one model; settings that its training does not have stop it."""
-    if name == "aesthetic_proxy":
-        from ...rewards.proxy import train_aesthetic_proxy as function
-    else:
-        function = importlib.import_module(f".{name}", __package__).main
+    place = name if name in ("evaluate", "cards") else f"{name}.train"
+    function = importlib.import_module(f"data.models.{place}").main
     unknown = [k for k in settings if k not in inspect.signature(function).parameters]
     if unknown:
         raise SystemExit(f"{name} has no setting --{unknown[0]}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .common import MODELS
+from .recipes import MODELS
 
 ABOUT = {
     "autoencoder": ("AutoencoderDC", "64x64 RGB pictures to 8x8 latents of 8 channels and back; Gaussian noise on "
@@ -13,7 +13,7 @@ ABOUT = {
                     "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
     "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
              "width 128) with its own three-layer T5 encoder, which first learns to read captions alone "
-             "(`Reading` in `rlgenkit/models/train/flow.py`): without that the side of \"left of\" is not learned. "
+             "(`Reading` in `data/models/flow/train.py`): without that the side of \"left of\" is not learned. "
              "The first of the two runs that made this copy had no such stage.",
              "Knows only the caption grammar of sticker scenes. What it fails at is in the table; without guidance "
              "all of it is a little worse. Counts together with a relation were never trained."),
@@ -87,7 +87,8 @@ def card(name: str) -> str:
     files = [folder / n for n in ("quality.json", "accuracy.json") if (folder / n).exists()]
     record = json.loads(files[0].read_text()) if files else {}
     seconds = record.get("seconds")
-    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
+    size = sum(f.stat().st_size for f in folder.rglob("*")
+               if f.is_file() and f.suffix not in (".py", ".pyc")) / 1e6
     library = ("rlgenkit" if "Reader" in kind else
                "transformers" if name in ("arithmetic", "vision_language") else "diffusers")
     source = "chains of sums" if name == "arithmetic" else "rendered sticker scenes"
@@ -95,7 +96,7 @@ def card(name: str) -> str:
              f"# {name}", what, f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
              "(half precision; load as float32).",
              f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
-             f"`rlgenkit/models/train`, on {source} made on the fly. "
+             f"`data/models`, on {source} made on the fly. "
              + (_runs(folder) or (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else "")),
              f"**Limits.** {limits}"]
     table = record.get("quality") or record.get("accuracy")
