@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlgenkit.commands.places import ROOT, TEMPLATE, InputError, find, series
+from rlgenkit.commands.places import ROOT, InputError, find, series
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,14 +45,6 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--profile")
     sweep.add_argument("--jobs", type=int, default=1, help="runs at a time")
     sweep.add_argument("--limit", type=float)
-    check = add("check", "lint of the notebooks, freshness of outputs and of generated pages")
-    check.add_argument("notebooks", nargs="*")
-    check.add_argument("--table", action="store_true",
-                       help="print what is reported and not gated: tokens, density, prose")
-    report = add("report", "README tables, REPRODUCIBILITY.md, data/README.md from the results")
-    report.add_argument("--check", action="store_true", help="write nothing, only compare")
-    add("manifest", "data/manifest.json anew, after files under data/ changed on purpose")
-    add("doctor", "versions against the lock, device, models and data files")
     for name, text in (("student", "student copies without solutions -> build/student"),
                        ("solutions", "copies with solutions -> build/solutions"),
                        ("slides", "HTML slides -> build/slides")):
@@ -71,6 +63,11 @@ PASSED_ON = {
     "test-fast": ("all tests that execute no notebook", [*PYTEST, "-m", "not executes"]),
     "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
     "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
+    "check": ("lint of the notebooks, freshness of outputs and of generated pages", ["-m", "ci.check"]),
+    "report": ("README tables, REPRODUCIBILITY.md, data/README.md from the results", ["-m", "ci.report"]),
+    "manifest": ("data/manifest.json anew, after files under data/ changed on purpose",
+                 ["-m", "ci.manifest"]),
+    "doctor": ("versions against the lock, device, models and data files", ["-m", "ci.doctor"]),
     "models": ("train the embedded models from nothing", ["-m", "data.models"]),
     "lab": ("JupyterLab on 00_start_here",
             ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
@@ -91,7 +88,7 @@ def list_notebooks(name: str | None) -> int:
     if name is not None:
         print("\n".join(parameter_rows(find(name))))
         return 0
-    from rlgenkit.commands.report import title
+    from rlgenkit.commands.committed import title
 
     for path in series():
         print(f"{path.stem:28} {title(path)}")
@@ -116,25 +113,6 @@ def parameter_rows(path: Path) -> list[str]:
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
 
 
-def check(names: list[str], table: bool = False) -> int:
-    """Lint and freshness of the named notebooks, or of all and of the generated pages; or, with
-    `table`, only the numbers that are reported and not gated."""
-    from rlgenkit.commands import committed, lint, measure, report
-
-    paths = [find(n) for n in names] or [*series(), TEMPLATE]
-    if table:
-        print(measure.table(paths))
-        return 0
-    rows = []
-    for path in paths:
-        found = lint.lint(path) + committed.problems(path)
-        rows += [f"{path.name}: {text}" for text in found]
-    if not names:
-        rows += [f"{page}: out of date, run python -m rlgenkit report" for page in report.report(True)]
-    print("\n".join(rows) or "ok")
-    return int(bool(rows))
-
-
 def dispatch(args: argparse.Namespace) -> int:
     """Call the command; every import of weight happens in here."""
     name = args.command
@@ -142,20 +120,6 @@ def dispatch(args: argparse.Namespace) -> int:
         return pass_on(name, args.rest)
     if name == "list":
         return list_notebooks(args.notebook)
-    if name == "check":
-        return check(args.notebooks, args.table)
-    if name == "doctor":
-        from rlgenkit.commands.doctor import doctor
-        return doctor()
-    if name == "manifest":
-        from rlgenkit.commands.manifest import write
-        print(write().relative_to(ROOT))
-        return 0
-    if name == "report":
-        from rlgenkit.commands.report import report
-        stale = report(args.check)
-        print("\n".join(f"{'out of date' if args.check else 'written'}: {p}" for p in stale) or "ok")
-        return int(bool(stale) and args.check)
     if name in ("student", "solutions", "slides"):
         from rlgenkit.commands.export import write_copies
         for path in write_copies([find(n) for n in args.notebooks] or series(), name):

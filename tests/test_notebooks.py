@@ -109,7 +109,7 @@ def test_committed_form_is_normal_and_fresh(path):
 
 
 def test_generated_pages_are_fresh():
-    from rlgenkit.commands.report import report
+    from ci.report import report
 
     assert report(check=True) == []
 

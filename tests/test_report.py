@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlgenkit.commands import report
+from ci import report
 from rlgenkit.commands.places import InputError, series
 
 CLAIM = {"id": "C1", "primary": True, "ours": False, "paper": "GenEval rises from 0.63 to 0.95",

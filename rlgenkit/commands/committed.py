@@ -126,6 +126,14 @@ def read(path: Path) -> dict:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def title(path: Path) -> str:
+    """A notebook's H1 without its number."""
+    for cell in read(path)["cells"]:
+        if hit := re.search(r"^# (.+)$", "".join(cell["source"]), flags=re.M):
+            return re.sub(r"^\d+\s*[.:·]?\s*", "", hit[1]).strip()
+    return path.stem
+
+
 def problems(path: Path) -> list[str]:
     """What keeps the committed notebook at `path` from being normal and fresh; empty when fine."""
     text, nb = path.read_text(encoding="utf-8"), read(path)

@@ -1,4 +1,4 @@
-"""`doctor`: does this machine have what the notebooks were tested with?"""
+"""`python -m rlgenkit doctor`: does this machine have what the notebooks were tested with?"""
 
 import hashlib
 import importlib.metadata
@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
-from .places import ROOT
+from rlgenkit.commands.places import ROOT
 
 
 def lock() -> dict[str, str]:
@@ -73,3 +74,7 @@ def doctor() -> int:
         found.insert(0, f"Python {python} is older than 3.11")
     print("\n".join(f"PROBLEM  {p}" for p in found) or "ok       versions and data files as locked")
     return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(doctor())

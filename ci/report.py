@@ -1,4 +1,4 @@
-"""`report`: pages made from results, so that no number in them is typed by hand.
+"""`python -m rlgenkit report [--check]`: pages made from results, so that no number in them is typed by hand.
 
 README.md (its index, between markers), REPRODUCIBILITY.md and data/README.md come from
 data/results/*.json, the notebooks' titles and data/manifest.json. With check=True nothing is
@@ -7,12 +7,12 @@ written.
 
 import json
 import re
+import sys
 from collections import Counter
-from pathlib import Path
 
-from . import committed
-from .doctor import manifest
-from .places import RESULTS, ROOT, InputError, series
+from ci.doctor import manifest
+from rlgenkit.commands.committed import title
+from rlgenkit.commands.places import RESULTS, ROOT, InputError, series
 
 VERDICTS = ("supported", "not supported", "inconclusive", "not judged", "not measured",
             "not testable at this scale")
@@ -37,14 +37,6 @@ def results() -> list[dict]:
     """The committed results of the notebooks, data/results/NN.json, in order."""
     files = sorted(p for p in RESULTS.glob("*.json") if re.fullmatch(r"\d\d", p.stem))
     return [json.loads(p.read_text(encoding="utf-8")) for p in files]
-
-
-def title(path: Path) -> str:
-    """A notebook's H1 without its number."""
-    for cell in committed.read(path)["cells"]:
-        if hit := re.search(r"^# (.+)$", "".join(cell["source"]), flags=re.M):
-            return re.sub(r"^\d+\s*[.:·]?\s*", "", hit[1]).strip()
-    return path.stem
 
 
 def number(value: float) -> str:
@@ -237,3 +229,20 @@ def report(check: bool) -> list[str]:
             if not check:
                 path.write_text(text, encoding="utf-8")
     return stale
+
+
+def main(argv: list[str]) -> int:
+    """Write the pages and name those that changed; with --check 1 where one is out of date."""
+    check = argv == ["--check"]
+    if argv and not check:
+        return print("The only option of report is --check.", file=sys.stderr) or 2
+    try:
+        stale = report(check)
+    except InputError as error:
+        return print(error, file=sys.stderr) or 2
+    print("\n".join(f"{'out of date' if check else 'written'}: {p}" for p in stale) or "ok")
+    return int(bool(stale) and check)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,12 +1,14 @@
-"""`manifest`: data/manifest.json from the files under data/ and their origins in data/sources.toml."""
+"""`python -m rlgenkit manifest`: data/manifest.json from the files under data/ and their origins in
+data/sources.toml, after files there changed on purpose."""
 
 import json
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
-from .doctor import sha256
-from .places import ROOT, InputError
+from ci.doctor import sha256
+from rlgenkit.commands.places import ROOT, InputError
 
 DATA = ROOT / "data"
 # Pages, results and studies are made from the data; listing them here would run in a circle.
@@ -47,3 +49,10 @@ def write() -> Path:
     text = json.dumps({"schema": 1, "files": rows()}, indent=1, ensure_ascii=False)
     target.write_text(text + "\n", encoding="utf-8")
     return target
+
+
+if __name__ == "__main__":
+    try:
+        print(write().relative_to(ROOT))
+    except InputError as error:
+        sys.exit(str(error))
