@@ -17,6 +17,7 @@ from ci import series as runner
 from rlgenkit.commands import committed, run
 from rlgenkit.commands.places import BUILD, ROOT, find
 from data.models.vision_language import train as training
+from rlgenkit.workbook.parameters import declared
 from rlgenkit.worlds import gridworld as grid
 from tests import tiny_pipelines
 from tests.tiny_pipelines import save_language_model, save_pipeline
@@ -158,10 +159,13 @@ def shrunk(name: str, changes: dict, target):
     nb = nbformat.read(find(name), as_version=4)
     cell = next(c for c in nb.cells if "wb.parameters(" in c.source)
     calls = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Call)]
-    node = next(k.value for c in calls for k in c.keywords if k.arg == "presets")
-    presets = ast.literal_eval(node)
+    given = {k.arg: k.value for c in calls for k in c.keywords if k.arg in ("presets", "table")}
+    kind, node = next(iter(given.items()))
+    presets = declared(find(name)).presets
     presets["full"] |= changes
-    cell.source = cell.source.replace(ast.get_source_segment(cell.source, node), repr(presets))
+    old = f"{kind}={ast.get_source_segment(cell.source, node)}"
+    assert old in cell.source
+    cell.source = cell.source.replace(old, f"presets={presets!r}")
     nbformat.write(nb, target)
     return target
 
