@@ -133,8 +133,6 @@ def test_the_table_counts_every_vote_once_and_equals_brute_force():
         assert table.trials[b] == n
         assert table.observed[b] == pytest.approx(float(positives[rows].sum() / n))
         assert table.predicted[b] == pytest.approx(float((p[rows] * trials[rows]).sum() / n))
-    wide = R.calibration_table(p, positives, trials, 10, equal="width")
-    assert wide.trials.sum() == trials.sum() and len(wide.trials) <= 10
 
 
 def test_calibrated_predictions_have_no_error_and_a_constant_bias_is_measured():

@@ -18,17 +18,15 @@ from .advantages import _valid
 Selector = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def best_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep: int = 1,
-              generator: torch.Generator | None = None) -> Tensor:
+def best_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep: int = 1) -> Tensor:
     """Rows Long[R] of the `keep` best valid samples of each group, in order of group id, best first
     (RAFT's local ranking: Dong et al. 2023, Algorithm 1).
 
-    Ties go to the earlier row, or by lot if a generator is given. ValueError for keep < 1 or a
-    valid score that is not finite.
+    Ties go to the earlier row. ValueError for keep < 1 or a valid score that is not finite.
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
-    rows = _falling(scores, groups, valid, generator)
+    rows = _falling(scores, groups, valid)
     inside = groups[rows]
     order = inside.argsort(stable=True)  # groups together, falling scores within each
     rows, inside = rows[order], inside[order]
@@ -44,13 +42,13 @@ def best_of_group(values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | No
     return best_of_k(values, groups, valid, keep=k)
 
 
-def top_fraction(scores: Tensor, groups: Tensor, valid: Tensor | None = None, share: float = 0.125,
-                 generator: torch.Generator | None = None) -> Tensor:
+def top_fraction(scores: Tensor, groups: Tensor, valid: Tensor | None = None,
+                 share: float = 0.125) -> Tensor:
     """Rows Long[R] of the best `share` of all valid samples, whatever their group, best first
     (RAFT's global ranking); at least one. Ties as in `best_of_k`."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
-    rows = _falling(scores, groups, valid, generator)
+    rows = _falling(scores, groups, valid)
     return rows[:max(1, round(share * len(rows)))]
 
 
@@ -80,13 +78,10 @@ def selection_weights(rows: Tensor, count: int) -> Tensor:
     return torch.bincount(rows, minlength=count).float() / len(rows)
 
 
-def _falling(scores: Tensor, groups: Tensor, valid: Tensor | None,
-             generator: torch.Generator | None) -> Tensor:
-    """The valid rows by falling score; equal scores in the order of rows, or by lot."""
+def _falling(scores: Tensor, groups: Tensor, valid: Tensor | None) -> Tensor:
+    """The valid rows by falling score; equal scores in the order of rows."""
     if scores.ndim != 1 or groups.shape != scores.shape:
         raise ValueError(f"scores and groups must both be [B], got {list(scores.shape)} and "
                          f"{list(groups.shape)}")
     rows = _valid(scores, valid).nonzero()[:, 0]
-    if generator is not None:
-        rows = rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
     return rows[scores[rows].argsort(descending=True, stable=True)]

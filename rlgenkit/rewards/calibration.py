@@ -37,30 +37,24 @@ class CalibrationTable:
 
 
 def calibration_table(
-    predicted: Tensor, positives: Tensor, trials: Tensor, bins: int = 10, equal: str = "items"
+    predicted: Tensor, positives: Tensor, trials: Tensor, bins: int = 10
 ) -> CalibrationTable:
-    """Observed against predicted rates in bins of equal numbers of items (deciles at bins = 10) or,
-    with equal="width", of equal width in 0..1 (empty ones are dropped).
+    """Observed against predicted rates in bins of equal numbers of items (deciles at bins = 10).
 
-    predicted [N] in [0, 1]. Sparse reactions need equal="items": at a rate of 3 % every prediction
-    lies in the first of ten equal widths. Source of the measure: Naeini et al. 2015.
+    predicted [N] in [0, 1]. Bins of equal width would not do: at a rate of 3 % every prediction
+    lies in the first of ten. Source of the measure: Naeini et al. 2015.
     """
     p, k, n = _feedback(predicted, positives, trials)
     if (p < 0).any() or (p > 1).any():
         raise ValueError("predictions must be probabilities in 0..1; apply a sigmoid to logits")
-    if equal not in ("items", "width") or not 2 <= bins <= len(p):
-        raise ValueError(f"equal must be 'items' or 'width' and bins in 2..{len(p)}, got {equal!r} "
-                         f"and {bins}")
-    if equal == "width":
-        where = (p * bins).long().clamp(max=bins - 1)
-    else:
-        where = torch.empty_like(p, dtype=torch.long)
-        where[p.argsort(stable=True)] = torch.arange(len(p)) * bins // len(p)
+    if not 2 <= bins <= len(p):
+        raise ValueError(f"bins must be in 2..{len(p)}, got {bins}")
+    where = torch.empty_like(p, dtype=torch.long)
+    where[p.argsort(stable=True)] = torch.arange(len(p)) * bins // len(p)
     total = torch.zeros(bins, dtype=p.dtype).index_add(0, where, n)
     hits = torch.zeros_like(total).index_add(0, where, k)
     promised = torch.zeros_like(total).index_add(0, where, n * p)
-    used = total > 0
-    return CalibrationTable((promised / total)[used], (hits / total)[used], total[used])
+    return CalibrationTable(promised / total, hits / total, total)
 
 
 def vote_auroc(scores: Tensor, positives: Tensor, trials: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Several scores of the same batch become one.
 
 Each function takes K `Scores` of B samples. A sample is valid in the result if it is valid in
-every part; with `missing="skip"` one valid part is enough and its weight stands for the rest.
+every part.
 """
 
 from __future__ import annotations
@@ -14,36 +14,25 @@ from torch import Tensor
 
 from .batch import Batch, Reward, Scores, scored
 
-Missing = Literal["invalid", "skip"]
 Scope = Literal["group", "batch"]
 
 
-def weighted_sum(
-    parts: Sequence[Scores], weights: Sequence[float], missing: Missing = "invalid"
-) -> Scores:
-    """sum_k w_k r_k. With raw rewards the spread decides, see `effective_weights`.
-
-    With missing="skip" the sum over the valid parts is scaled by sum|w| / sum|w of valid|.
-    """
+def weighted_sum(parts: Sequence[Scores], weights: Sequence[float]) -> Scores:
+    """sum_k w_k r_k. With raw rewards the spread decides, see `effective_weights`."""
     values, valid = _stack(parts)
-    return _weigh(values, valid, _weights(parts, weights, values), missing)
+    total = torch.einsum("k,kb->b", _weights(parts, weights, values), values)
+    return scored(total, valid.all(0))
 
 
 def standardized_sum(
-    parts: Sequence[Scores],
-    weights: Sequence[float],
-    groups: Tensor,
-    scope: Scope = "group",
-    missing: Missing = "invalid",
+    parts: Sequence[Scores], weights: Sequence[float], groups: Tensor
 ) -> Scores:
-    """sum_k w_k z_k, z_k standardized over the valid samples of the group or of the batch.
+    """sum_k w_k z_k, z_k standardized over the valid samples of the group.
 
     groups Long[B]. Equal weights then mean equal say, whatever the units (MixGRPO adds
     advantages in this way).
     """
-    values, valid = _stack(parts)
-    rows = [standardize(scores, groups, scope).values for scores in parts]
-    return _weigh(torch.stack(rows), valid, _weights(parts, weights, values), missing)
+    return weighted_sum([standardize(scores, groups) for scores in parts], weights)
 
 
 def product(parts: Sequence[Scores]) -> Scores:
@@ -118,17 +107,6 @@ def effective_weights(
         spread.append((residual.square().sum() / weight.sum().clamp_min(1)).sqrt())
     say = torch.stack(spread) * _weights(parts, weights, values).abs().double()
     return (say / say.sum().clamp_min(1e-12)).float()
-
-
-def _weigh(values: Tensor, valid: Tensor, weights: Tensor, missing: Missing) -> Scores:
-    if missing not in ("invalid", "skip"):
-        raise ValueError(f"missing must be 'invalid' or 'skip', got {missing!r}.")
-    total = torch.einsum("k,kb->b", weights, values)
-    if missing == "invalid":
-        return scored(total, valid.all(0))
-    present = (weights.abs()[:, None] * valid).sum(0)
-    rescale = weights.abs().sum() / present.clamp_min(1e-12)
-    return scored(total * rescale, present > 0)
 
 
 def _stack(parts: Sequence[Scores]) -> tuple[Tensor, Tensor]:

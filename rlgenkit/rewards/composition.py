@@ -6,7 +6,7 @@ it. A sample is invalid when its prompt does not ask for the thing that is score
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,25 +70,16 @@ def relation_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
     return where_defined(credit + (1 - 2 * PRESENCE_CREDIT) * right)
 
 
-def composition_score(
-    reading: Reading,
-    prompts: Sequence[Prompt | str],
-    weights: Mapping[str, float] | None = None,
-) -> Scores:
-    """Weighted mean in [0,1] of count, binding and relation, over what the prompt asks for.
+def composition_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
+    """Mean in [0,1] of count, binding and relation, over what the prompt asks for.
 
-    weights: shares of "count", "binding", "relation" (default 1 each). Invalid for words.
+    Invalid for words.
     """
-    weights = {"count": 1.0, "binding": 1.0, "relation": 1.0} if weights is None else weights
-    terms = {"count": count_score, "binding": binding_score, "relation": relation_score}
-    if not set(weights) <= set(terms) or not all(w > 0 for w in weights.values()) or not weights:
-        raise ValueError(f"composition weights must be positive shares of {sorted(terms)}.")
     asked = parsed(prompts)
     total = norm = torch.zeros_like(reading.look[:, 0])
-    for name, weight in weights.items():
-        part = terms[name](reading, asked)
-        total = total + weight * part.values
-        norm = norm + weight * part.valid
+    for score in (count_score, binding_score, relation_score):
+        part = score(reading, asked)
+        total, norm = total + part.values, norm + part.valid
     return where_defined(total / norm)
 
 

@@ -10,8 +10,7 @@ from rlgenkit._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(__name__, {
     "forward": "noised_diffusion noised_flow",
     "paths": (
-        "Denoiser Step Trajectory branch_rollout denoised draw_noise initial_noise "
-        "noise_floor replay rollout step"
+        "Denoiser Step Trajectory denoised draw_noise initial_noise replay rollout step"
     ),
     "tables": (
         "StepTable consistency_table consistency_table_from_scheduler "

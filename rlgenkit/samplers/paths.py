@@ -198,43 +198,6 @@ def rollout(
     return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
 
 
-def branch_rollout(
-    denoise_prompts: Denoiser,
-    denoise: Denoiser,
-    table: StepTable,
-    x: Tensor,
-    group_size: int,
-    window: range,
-    generator: torch.Generator,
-    reduction: str = "mean",
-) -> Trajectory:
-    """Flow-GRPO-Fast: one ODE prefix per prompt, branched into a group at the window's first step.
-
-    x [P, ...]: one start noise per prompt; denoise_prompts serves P rows (prompt order), denoise
-    P*group_size rows (each prompt repeated in place, as repeat_interleave does). Stochastic steps
-    lie in `window` only; the result holds P*group_size rows, whose prefix is equal within a group.
-    """
-    if len(window) == 0:
-        raise ValueError("window is empty: a branch needs at least one stochastic step")
-    table = windowed(table, window)
-    x, prefix = x.float(), [x.float()]
-    with torch.no_grad():
-        for i in range(window[0]):
-            x = step(table, i, x, _predict(denoise_prompts, table, i, x, "euler")).sample
-            prefix.append(x)
-        x = x.repeat_interleave(group_size, 0)
-        latents, log_probs, final = [], [x.new_zeros(len(x))] * window[0], x
-        for i in range(window[0], len(table)):
-            prediction = _predict(denoise, table, i, x, "euler")
-            taken = step(table, i, x, prediction, generator=generator, reduction=reduction)
-            x = final = taken.sample
-            latents.append(x)
-            log_probs.append(taken.log_prob)
-    path = torch.cat([torch.stack(prefix).repeat_interleave(group_size, 1), torch.stack(latents)])
-    _check_finite(path)
-    return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
-
-
 def replay(
     denoise: Denoiser,
     trajectory: Trajectory,
@@ -270,25 +233,3 @@ def replay(
     prediction = denoise(flat, table.t[i].to(x.device))
     taken = step(table, i, flat, prediction, after.flatten(0, 1), reduction=reduction)
     return taken.log_prob.view(k, b), taken.mean.view(x.shape)
-
-
-def noise_floor(denoise: Denoiser, trajectory: Trajectory, dtype: torch.dtype, what: str) -> Tensor:
-    """Mean |change of log-prob| [N] when the prediction or the stored latents are rounded to dtype.
-
-    what "prediction" or "latents". A clip range below this floor cuts rounding errors, not policy
-    changes: keep latents in float32.
-    """
-    if what not in ("prediction", "latents"):
-        raise ValueError(f"what must be 'prediction' or 'latents', got {what!r}")
-    path, gaps = trajectory.latents, []
-    stored = path.to(dtype).float() if what == "latents" else path
-    with torch.no_grad():
-        for i in range(len(trajectory.table)):
-            t = trajectory.table.t[i].to(path.device).expand(path.shape[1])
-            prediction = denoise(path[i], t)
-            if what == "prediction":
-                prediction = prediction.to(dtype)
-            rounded = step(trajectory.table, i, stored[i], prediction, stored[i + 1])
-            exact = step(trajectory.table, i, path[i], denoise(path[i], t), path[i + 1])
-            gaps.append((rounded.log_prob - exact.log_prob).abs().mean())
-    return torch.stack(gaps)
