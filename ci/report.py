@@ -86,11 +86,24 @@ def finding(result: dict) -> str:
     if not rows:
         return "an introduction, nothing is judged"
     if result["profile"] != "study":
-        measured = sum(c["value"] is not None for c in rows)
-        return f"not yet a study: {measured} row{'s' * (measured != 1)} measured"
-    primary = [f"{sentence(c['statement'])} **{c['verdict'].capitalize()}.**"
+        headline = [c for c in rows if c.get("primary") and c["value"] is not None]
+        return " ".join(map(so_far, headline[:1])) or "Not yet a study."
+    primary = [f"{sentence(c['statement'])} **{c['verdict'].capitalize()}**: {span(c)}."
                for c in rows if c["primary"]]
     return " ".join(primary) or counted(rows) + "."
+
+
+def span(claim: dict) -> str:
+    """What was measured: value, interval, seeds."""
+    if claim["value"] is None:
+        return "not measured"
+    ends = ", ".join(map(number, claim["interval"]))
+    return f"{number(claim['value'])} [{ends}] over {claim['n']}"
+
+
+def so_far(claim: dict) -> str:
+    """A row that waits for its study, with what a shorter run measured."""
+    return f"{sentence(claim['statement'])} Not yet a study: {span(claim)}, asked {bound(claim)}."
 
 
 def counted(rows: list[dict]) -> str:
