@@ -1,24 +1,25 @@
-"""From prompts to text states, for each pipeline class the way diffusers' `encode_prompt` does it.
+"""From prompts to text states, by the `encode_prompt` of each pipeline class of diffusers."""
 
-Every function takes `pairs`, the (encoder, tokenizer) pairs of the pipeline in their order, and
-returns TextStates. Prompts longer than a tokenizer's limit are cut at the limit, and say so.
-"""
+from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 Pair = tuple[nn.Module | None, Any]  # (text encoder, tokenizer); both None where absent
 
-CLIP_LENGTH = 77
 T5_LENGTH = {  # the default `max_sequence_length` of each diffusers pipeline
     "StableDiffusion3Pipeline": 256,
     "FluxPipeline": 512,
     "PixArtAlphaPipeline": 120,
 }
+POOLED = {"StableDiffusionXLPipeline": 2, "StableDiffusion3Pipeline": 2, "FluxPipeline": 1}
+MASK = {"PixArtAlphaPipeline": 1}  # places in what encode_prompt returns; tokens come first
 
 
 class TextStates(NamedTuple):
@@ -31,115 +32,87 @@ class TextStates(NamedTuple):
     truncated: int
 
 
-def tokenize(
-    tokenizer: Any, texts: Sequence[str], limit: int, device: torch.device
-) -> tuple[Tensor, Tensor, int]:
-    """Padded token ids [B, L], mask [B, L], and how many prompts were cut at L tokens.
-
-    L = min(limit, tokenizer.model_max_length), so that a tokenizer saved with its own length
-    (16 for the embedded models) keeps it.
-    """
-    length = min(limit, tokenizer.model_max_length)
-    texts = list(texts)
-    out = tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
-    # verbose=False: the tokenizer would warn about the very length that is measured here.
-    full = tokenizer(texts, truncation=False, verbose=False).input_ids
-    cut = sum(len(row) > length for row in full)
-    return out.input_ids.to(device), out.attention_mask.to(device), cut
-
-
-def stable_diffusion(pairs: Sequence[Pair], texts: Sequence[str], device) -> TextStates:
-    """SD 1.x and LCM: last hidden states of one CLIP encoder, no pooled vector."""
-    encoder, tokenizer = pairs[0]
-    ids, mask, cut = tokenize(tokenizer, texts, CLIP_LENGTH, device)
-    masked = getattr(encoder.config, "use_attention_mask", False)
-    tokens = encoder(ids, attention_mask=mask if masked else None)[0]
-    return TextStates(tokens, None, None, cut)
-
-
-def _clip_penultimate(pair: Pair, texts: Sequence[str], device) -> tuple[Tensor, Tensor, int]:
-    """Penultimate hidden states [B, 77, D], first output, and the number of cut prompts."""
-    encoder, tokenizer = pair
-    ids, _, cut = tokenize(tokenizer, texts, CLIP_LENGTH, device)
-    out = encoder(ids, output_hidden_states=True)
-    return out.hidden_states[-2], out[0], cut
-
-
-def stable_diffusion_xl(pairs: Sequence[Pair], texts: Sequence[str], device) -> TextStates:
-    """SDXL: penultimate states of two CLIP encoders side by side; pooled = text embedding of
-    the second."""
-    parts = [_clip_penultimate(pair, texts, device) for pair in pairs if pair[0] is not None]
-    tokens = torch.cat([part[0] for part in parts], dim=-1)
-    return TextStates(tokens, None, parts[-1][1], max(part[2] for part in parts))
-
-
-def stable_diffusion_3(
-    pairs: Sequence[Pair], texts: Sequence[str], device, joint_dim: int
-) -> TextStates:
-    """SD 3.x: two CLIP encoders side by side, padded to `joint_dim`, then the T5 states (zeros
-    if T5 is absent) along the sequence; pooled = both CLIP text embeddings side by side.
-
-    With both CLIP encoders absent (embedded models): tokens = masked T5 states [B, L, D],
-    pooled = their mean over the words.
-    """
-    first, second, third = pairs
-    if first[0] is None and second[0] is None:
-        return _t5_only(third, texts, device)
-    a, pooled_a, cut_a = _clip_penultimate(first, texts, device)
-    b, pooled_b, cut_b = _clip_penultimate(second, texts, device)
-    clip = torch.cat([a, b], dim=-1)
-    limit, cut = T5_LENGTH["StableDiffusion3Pipeline"], max(cut_a, cut_b)
-    if third[0] is None:
-        t5 = clip.new_zeros(len(texts), limit, joint_dim)
-    else:  # as diffusers: no attention mask here
-        ids, _, cut_t5 = tokenize(third[1], texts, limit, device)
-        t5, cut = third[0](ids)[0], max(cut, cut_t5)
-    clip = F.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
-    tokens = torch.cat([clip.to(t5.dtype), t5], dim=1)
-    return TextStates(tokens, None, torch.cat([pooled_a, pooled_b], dim=-1), cut)
-
-
-def _t5_only(pair: Pair, texts: Sequence[str], device) -> TextStates:
-    """Masked T5 states [B, L, D]; pooled [B, D] = mean over the words (zero words: zeros)."""
-    encoder, tokenizer = pair
-    ids, mask, cut = tokenize(tokenizer, texts, T5_LENGTH["StableDiffusion3Pipeline"], device)
-    tokens = encoder(ids, attention_mask=mask)[0]
-    weight = mask.unsqueeze(-1).to(tokens.dtype)
-    pooled = (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
-    return TextStates(tokens, mask, pooled, cut)
-
-
-def flux(pairs: Sequence[Pair], texts: Sequence[str], device) -> TextStates:
-    """FLUX: T5 states as tokens, CLIP's pooled output as the pooled vector."""
-    (clip, clip_tokenizer), (t5, t5_tokenizer) = pairs
-    clip_ids, _, _ = tokenize(clip_tokenizer, texts, CLIP_LENGTH, device)
-    t5_ids, _, cut = tokenize(t5_tokenizer, texts, T5_LENGTH["FluxPipeline"], device)
-    # Only T5 carries the words; CLIP's shorter limit is by design and not worth a warning.
-    return TextStates(t5(t5_ids)[0], None, clip(clip_ids).pooler_output, cut)
-
-
-def pixart(pairs: Sequence[Pair], texts: Sequence[str], device) -> TextStates:
-    """PixArt-alpha: masked T5 states and their mask. Prompts are lowercased and stripped as
-    diffusers does; its optional HTML cleaning (`clean_caption`) is not applied."""
-    encoder, tokenizer = pairs[0]
-    texts = [text.lower().strip() for text in texts]
-    ids, mask, cut = tokenize(tokenizer, texts, T5_LENGTH["PixArtAlphaPipeline"], device)
-    return TextStates(encoder(ids, attention_mask=mask)[0], mask, None, cut)
-
-
 def text_states(
     pipeline: str, pairs: Sequence[Pair], texts: Sequence[str], device, joint_dim: int = 0
 ) -> TextStates:
-    """Text states of `texts` for a pipeline class; keeps gradients, caches nothing."""
+    """Text states of `texts` for a pipeline class; keeps gradients, caches nothing.
+
+    pairs: the (encoder, tokenizer) pairs of the pipeline in their order. Prompts longer than a
+    tokenizer's limit are cut there; a tokenizer saved with its own limit (16 for the embedded
+    models) keeps it. joint_dim: width of the zeros that stand for an absent T5.
+    """
+    texts = list(texts)
+    limit = min([T5_LENGTH.get(pipeline, 77), *(
+        tokenizer.model_max_length for _, tokenizer in pairs[-1:] if tokenizer is not None)])
+    if pipeline == "StableDiffusion3Pipeline" and pairs[0][0] is None and pairs[1][0] is None:
+        return _t5_only(pairs[2], texts, limit, device)
+    pipe = _encoders_only(pipeline, pairs, joint_dim)
+    wanted = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
+              "prompt_2": None, "prompt_3": None, "max_sequence_length": limit}
+    known = inspect.signature(pipe.encode_prompt).parameters
+    with _silence():
+        out = pipe.encode_prompt(texts, **{k: v for k, v in wanted.items() if k in known})
+    # Of FLUX only T5 carries the words; CLIP's shorter limit is by design and not worth a warning.
+    counted = pairs[1:] if pipeline == "FluxPipeline" else pairs
+    cut = max(_cut(tokenizer, texts, T5_LENGTH.get(pipeline, 77))
+              for _, tokenizer in counted if tokenizer is not None)
+    mask, pooled = (out[place[pipeline]] if pipeline in place else None for place in (MASK, POOLED))
+    return TextStates(out[0], mask, pooled, cut)
+
+
+class _Network:
+    """What SD3's `encode_prompt` asks its network: the width of the text states."""
+
+    def __init__(self, joint_dim: int) -> None:
+        self.config = SimpleNamespace(joint_attention_dim=joint_dim, sample_size=1, patch_size=1)
+
+
+def _encoders_only(pipeline: str, pairs: Sequence[Pair], joint_dim: int) -> Any:
+    """A pipeline of diffusers with its text encoders and tokenizers, and nothing else."""
+    import diffusers
+
+    cls = getattr(diffusers, pipeline)
+    known = inspect.signature(cls.__init__).parameters
+    parts = {name: None for name, p in known.items()
+             if p.default is inspect.Parameter.empty and name != "self"}
+    endings = [""] if len(pairs) == 1 else ["", "_2", "_3"]
+    for ending, (encoder, tokenizer) in zip(endings, pairs):
+        parts |= {f"text_encoder{ending}": encoder, f"tokenizer{ending}": tokenizer}
     if pipeline == "StableDiffusion3Pipeline":
-        return stable_diffusion_3(pairs, texts, device, joint_dim)
-    encode = {
-        "StableDiffusionPipeline": stable_diffusion,
-        "LatentConsistencyModelPipeline": stable_diffusion,
-        "StableDiffusionXLPipeline": stable_diffusion_xl,
-        "FluxPipeline": flux,
-        "PixArtAlphaPipeline": pixart,
-    }[pipeline]
-    return encode(pairs, texts, device)
+        parts["transformer"] = _Network(joint_dim)
+    if "requires_safety_checker" in known:
+        parts["requires_safety_checker"] = False
+    return cls(**parts)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The libraries report each cut prompt; `truncated` tells it once."""
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _cut(tokenizer: Any, texts: list[str], limit: int) -> int:
+    """How many texts have more tokens than fit."""
+    # verbose=False: the tokenizer would warn about the very length that is measured here.
+    rows = tokenizer(texts, truncation=False, verbose=False).input_ids
+    return sum(len(row) > min(limit, tokenizer.model_max_length) for row in rows)
+
+
+def _t5_only(pair: Pair, texts: list[str], limit: int, device) -> TextStates:
+    """SD3 without CLIP (embedded models), which diffusers does not know: masked T5 states
+    [B, L, D]; pooled [B, D] = their mean over the words (zero words: zeros)."""
+    encoder, tokenizer = pair
+    out = tokenizer(texts, padding="max_length", max_length=limit, truncation=True,
+                    return_tensors="pt").to(device)
+    tokens = encoder(out.input_ids, attention_mask=out.attention_mask)[0]
+    weight = out.attention_mask.unsqueeze(-1).to(tokens.dtype)
+    pooled = (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
+    return TextStates(tokens, out.attention_mask, pooled, _cut(tokenizer, texts, limit))
