@@ -29,7 +29,7 @@ NEW_LINES, NEW_WIDTH, NEW_EXERCISES = 30, 88, 3
 FORBIDDEN = {r"^\s*[!%]+\s*(pip|conda)\b": "installs packages", r"\btorch\.load\(": "torch.load",
              r"\btrust_remote_code\b": "trust_remote_code", r"\bimport pickle\b": "pickle",
              r"\brich\.traceback\b": "rich.traceback hides errors"}
-ANSWERS = {r"<summary>\s*solution": "a folded solution", r"\bwb\.Check\(": "the reference of a check",
+ANSWERS = {r"(?i)<summary>\s*solution": "a folded solution", r"\bwb\.Check\(": "the reference of a check",
            r"\bwb\.predict\([^()]*,": "the answer of a question"}
 
 
@@ -255,7 +255,7 @@ def exercises(cells: list[dict]) -> list[str]:
     code = [(i, c, source(c)) for i, c in enumerate(cells, 1) if c["cell_type"] == "code"]
     whole = "\n".join(text for _, _, text in code)
     found = [f"cell {i}: holds {what}" for i, c in enumerate(cells, 1) for rule, what in ANSWERS.items()
-             if re.search(rule, source(c), flags=re.I)]
+             if re.search(rule, source(c))]
     found += [f"cell {i}: a cell tagged 'solution'; answers stand in notebooks/checks"
               for i, c, _ in code if "solution" in tags(c)]
     checked = re.findall(r"\bwb\.check\([^,]+,\s*(\w+)\)", whole)
