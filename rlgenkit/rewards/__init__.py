@@ -28,9 +28,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "opinions": "error_reward opinion_moments rank_reward step_reward",
     "pairwise": (
-        "LinearFit Strength Treatment Voters atoms_log_win bradley_terry_loss "
-        "fit_bradley_terry fit_by_evidence fit_linear_pairs fold_rows "
-        "new_voters normal_log_win pairwise_ce swapped train_voters treat verdicts vote"
+        "LinearFit atoms_log_win bradley_terry_loss fit_bradley_terry fit_by_evidence "
+        "fit_linear_pairs normal_log_win pairwise_ce verdicts"
     ),
     "picks": (
         "best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares "
@@ -51,5 +50,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     ),
     "similarity": "DualEncoder embed_images embed_texts load_dual_encoder similarity_reward",
     "spread": "diversity mean_pairwise_distance",
+    "voters": (
+        "Strength Treatment Voters fold_rows new_voters swapped train_voters treat vote"
+    ),
     "words": "ocr_reward rapid_ocr word_score word_similarity",
 })
