@@ -8,8 +8,9 @@ and not gated instead: tokens, density, prose.
 import argparse
 import sys
 
+from ci import lint, measure
 from ci.report import report
-from rlgenkit.commands import committed, lint, measure
+from rlgenkit.commands import committed
 from rlgenkit.commands.places import RESULTS, TEMPLATE, InputError, find, series
 
 

@@ -45,10 +45,6 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--profile")
     sweep.add_argument("--jobs", type=int, default=1, help="runs at a time")
     sweep.add_argument("--limit", type=float)
-    for name, text in (("student", "student copies without solutions -> build/student"),
-                       ("solutions", "copies with solutions -> build/solutions"),
-                       ("slides", "HTML slides -> build/slides")):
-        add(name, text).add_argument("notebooks", nargs="*")
     for name, (text, _) in PASSED_ON.items():
         passed = add(name, f"{text}; further options are handed on")
         passed.add_argument("rest", nargs=argparse.REMAINDER)
@@ -68,6 +64,9 @@ PASSED_ON = {
     "manifest": ("data/manifest.json anew, after files under data/ changed on purpose",
                  ["-m", "ci.manifest"]),
     "doctor": ("versions against the lock, device, models and data files", ["-m", "ci.doctor"]),
+    "student": ("student copies without solutions -> build/student", ["-m", "ci.export", "student"]),
+    "solutions": ("copies with solutions -> build/solutions", ["-m", "ci.export", "solutions"]),
+    "slides": ("HTML slides -> build/slides", ["-m", "ci.export", "slides"]),
     "models": ("train the embedded models from nothing", ["-m", "data.models"]),
     "lab": ("JupyterLab on 00_start_here",
             ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
@@ -120,11 +119,6 @@ def dispatch(args: argparse.Namespace) -> int:
         return pass_on(name, args.rest)
     if name == "list":
         return list_notebooks(args.notebook)
-    if name in ("student", "solutions", "slides"):
-        from rlgenkit.commands.export import write_copies
-        for path in write_copies([find(n) for n in args.notebooks] or series(), name):
-            print(path.relative_to(ROOT))
-        return 0
     from rlgenkit.commands import run
     if name == "run":
         return run.run(args.notebook, args.pairs, args.profile, args.out, args.limit, args.commit,

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from rlgenkit.__main__ import PASSED_ON, parser
-from ci import doctor, manifest
-from rlgenkit.commands import committed, export, lint
+from ci import doctor, export, lint, manifest
+from rlgenkit.commands import committed
 from rlgenkit.commands.inputs import split_values, typed
 from rlgenkit.commands.places import ROOT, TEMPLATE, find, series
 from rlgenkit.commands.run import claims_table

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rlgenkit import workbook as wb
-from rlgenkit.commands import committed, export, lint
+from ci import export, lint
+from rlgenkit.commands import committed
 from rlgenkit.commands.places import NOTEBOOKS, TEMPLATE, series
 from rlgenkit.workbook import exercises
 from rlgenkit.workbook.diagnosis import Answer, difference

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 
 from ci import series as runner
-from rlgenkit.commands import committed, lint
+from ci import lint
+from rlgenkit.commands import committed
 from rlgenkit.commands.places import RESULTS, TEMPLATE, series
 from rlgenkit.workbook import declared, validate
 

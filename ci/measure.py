@@ -7,8 +7,8 @@ import statistics
 import tokenize
 from pathlib import Path
 
-from . import committed
-from .lint import is_new, prose, source, tags
+from ci.lint import is_new, prose, source, tags
+from rlgenkit.commands import committed
 
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
           tokenize.ENDMARKER}

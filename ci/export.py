@@ -10,13 +10,14 @@ import copy
 import inspect
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-from .committed import normalize, read, text_of
-from .lint import source, tags
-from .places import BUILD
+from ci.lint import source, tags
+from rlgenkit.commands.committed import normalize, read, text_of
+from rlgenkit.commands.places import BUILD, ROOT, InputError, find, series
 
 FOLDED_SOLUTION = re.compile(r"<details>\s*<summary>\s*solution\b.*?</details>\s*", re.S | re.I)
 
@@ -149,3 +150,18 @@ def slides(nb: dict) -> str:
         cell["metadata"].setdefault("slideshow", {"slide_type": kind})
     body, _ = SlidesExporter().from_notebook_node(nbformat.reads(json.dumps(out), as_version=4))
     return body
+
+
+def main(kind: str, names: list[str]) -> int:
+    """Write the copies of the named notebooks, or of all; 2 for names that are no notebooks."""
+    try:
+        paths = [find(n) for n in names] or series()
+    except InputError as error:
+        return print(error, file=sys.stderr) or 2
+    for path in write_copies(paths, kind):
+        print(path.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -8,8 +8,8 @@ older list of headings until they are rewritten.
 import re
 from pathlib import Path
 
-from . import committed
-from .places import NOTEBOOKS, TEMPLATE
+from rlgenkit.commands import committed
+from rlgenkit.commands.places import NOTEBOOKS, TEMPLATE
 
 HEADINGS = ("The problem in one picture", "The idea on a toy", "Equations", "From scratch",
             "From the kit", "The experiment", "Look inside", "Ablation", "Claim versus measured",
