@@ -138,11 +138,12 @@ def code_cells(cells: list[dict], max_lines: int = MAX_LINES, max_width: int = M
     return found
 
 
-def words_said(cell: dict) -> int:
+def words_said(cell: dict, before_heading: bool = False) -> int:
     """Words of a markdown cell without headings and tags; 0 for any other cell."""
     if cell.get("cell_type") != "markdown":
         return 0
-    return len(re.sub(r"^#.*$|<[^>]+>", "", source(cell), flags=re.M).split())
+    text = re.split(r"^#", source(cell), flags=re.M)[0] if before_heading else source(cell)
+    return len(re.sub(r"^#.*$|<[^>]+>", "", text, flags=re.M).split())
 
 
 def figures(cells: list[dict], told: bool = True) -> list[str]:
@@ -165,7 +166,7 @@ def figures(cells: list[dict], told: bool = True) -> list[str]:
         after = cells[i + 1] if i + 1 < len(cells) else {}
         if shown and told and "you should see" not in "".join(after.get("source", "")).lower():
             found.append(f"cell {i + 1}: the cell after a figure says 'What you should see'")
-        if shown and not told and words_said(after) < 6:
+        if shown and not told and words_said(after, before_heading=True) < 6:
             found.append(f"cell {i + 1}: no sentence after the figure says what it shows")
     return found
 
