@@ -171,6 +171,13 @@ def test_rooms_keep_their_budget():
     assert {room: n for room, n in used.items() if n > BUDGET[room]} == {}
 
 
+def test_ruff_finds_nothing():
+    """Unused names, complexity and numbers of arguments; see [tool.ruff] in pyproject.toml."""
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "-q", "--no-cache", "."], cwd=ROOT,
+                          text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_no_trainers_registries_or_sinks():
     for path in FILES:
         text = path.read_text(encoding="utf-8")

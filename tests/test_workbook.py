@@ -1,10 +1,7 @@
 """Workbook: parameters, resume, statistics, verdicts, figures, exercises - each with an oracle."""
 
-import errno
 import json
-import multiprocessing
 import os
-import signal
 
 import nbformat
 import numpy as np
@@ -12,7 +9,6 @@ import pytest
 import torch
 
 from rlgenkit import workbook as wb
-from rlgenkit.workbook import checkpoint
 
 CELL = """\
 profile: str = "default"  # quick, default or full
@@ -95,6 +91,72 @@ def test_presets_of_profiles_must_agree():
     with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
         wb.parameters(namespace(), "98_trial", {"default": {"steps": 5}, "full": {"steps": 0}},
                       {"steps": (1, None)})
+
+
+TABLE = """
+            quick  default  full   range
+steps       2      10       99     1..          # updates
+clip        0.2    1        0.2    1e-6..1
+reward      truth  truth    truth  truth | warmth
+model       7      a/b      a b    folder or hub id
+n_eval      4      8        [1, 2]
+"""
+TYPES = {"steps": "int", "clip": "float", "reward": "str", "model": "str"}
+
+
+def test_a_table_gives_presets_and_ranges():
+    presets, ranges = wb.read_table(TABLE, TYPES)
+    assert presets == {
+        "quick": {"steps": 2, "clip": 0.2, "reward": "truth", "model": "7", "n_eval": 4},
+        "default": {"steps": 10, "clip": 1.0, "reward": "truth", "model": "a/b", "n_eval": 8},
+        "full": {"steps": 99, "clip": 0.2, "reward": "truth", "model": "a b", "n_eval": [1, 2]}}
+    assert type(presets["default"]["clip"]) is float
+    assert ranges == {"steps": (1, None), "clip": (1e-6, 1), "reward": ["truth", "warmth"],
+                      "model": "folder or hub id"}
+    p = wb.parameters(namespace(profile="quick", clip=None), "98_trial", table=TABLE)
+    assert (p.steps, p.clip, p.n_eval, p.model, p.seeds) == (2, 0.2, 4, "7", [0])
+    for changes, sentence in (({"steps": 0}, "`steps` must be at least 1"),
+                              ({"reward": "thruth"}, "`reward` must be truth or warmth"),
+                              ({"clip": 2.0}, "`clip` must be between 1e-06 and 1, but it is 2.0")):
+        with pytest.raises(wb.ParameterError, match=sentence):
+            wb.parameters(namespace(**changes), "98_trial", table=TABLE)
+
+
+@pytest.mark.parametrize("table, sentence", [
+    ("quick  full\nsteps  1 2", "row `steps` of the table has 1 cells for 2 profiles"),
+    ("quick  full\nsteps  1  2  3", "has 3 cells for 2 profiles: keep columns apart by two spaces"),
+    ("quick  range  full\nsteps  1  2  3", "the table starts with a line of profiles"),
+    ("quick  full\nsteps  1  2\nsteps  1  2", "the table has two rows `steps`"),
+    ("quick  full\nsteps  1  many", "`steps` must be an int, but it is 'many' (str)"),
+    ("quick  full  range\nsteps  1  9  1..5", "`steps` must be between 1 and 5, but it is 9"),
+    ("", "needs the presets of each profile, best as a table"),
+])
+def test_faults_of_a_table_are_one_sentence(table, sentence):
+    with pytest.raises(wb.ParameterError) as error:
+        wb.parameters(namespace(profile="quick"), "98_trial", table=table)
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def written(path, parameters, call):
+    cells = [nbformat.v4.new_code_cell(text) for text in ("%time", parameters, call)]
+    cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+def test_declared_reads_the_table_and_types_by_their_syntax(tmp_path):
+    text = CELL.replace('"truth"', '"a=b # 3"')
+    call = f'p = wb.parameters(globals(), notebook="98_trial", table="""{TABLE}""")'
+    found = wb.declared(written(tmp_path / "nb.ipynb", text, call))
+    assert (found.presets, found.ranges) == wb.read_table(TABLE, found.types)
+    assert found.defaults["reward"] == "a=b # 3" and found.help["reward"] == "which reward"
+    assert wb.check_overrides(found, {"profile": "quick", "reward": "warmth"})["steps"] == 2
+    with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
+        wb.check_overrides(found, {"steps": 0, "reward": "warmth"})
+    with pytest.raises(wb.ParameterError, match="`steps` must be a literal in the parameters cell, not 2"):
+        wb.declared(written(tmp_path / "b.ipynb", CELL.replace("steps: int = None", "steps: int = 2 * 3"), call))
+    with pytest.raises(wb.ParameterError, match="has no cell tagged `parameters`"):
+        wb.declared(written(tmp_path / "c.ipynb", "", call))
 
 
 @pytest.fixture

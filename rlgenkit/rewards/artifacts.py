@@ -145,7 +145,7 @@ def _broken(
     across = (axis[None, None] - place[:, 0, None, None]).expand(-1, SIZE, -1)
     down = (axis[None, :, None] - place[:, 1, None, None]).expand(-1, -1, SIZE)
     size = place[:, 2, None, None]
-    along, beside = cos * across + sin * down, cos * down - sin * across
+    along = cos * across + sin * down
     near = (across.abs() < 0.6 * size) & (down.abs() < 0.6 * size)
     half = (near & (along > 0))[:, None]
     if artifact == "erased":
