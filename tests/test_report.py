@@ -69,8 +69,8 @@ def test_index_has_a_line_for_each_notebook(page):
     assert report.readme(made) == made
     assert made.count("\n| [") == len(series())
     assert "[T \\| U](https://arxiv.org/abs/2001.1) (2020)" in made
-    assert "| Exact answers rise. **Supported.** | 25 min |" in made
-    assert "| not yet a study: 1 row measured | 25 min |" in made
+    assert "| Exact answers rise. **Supported**: 0.212 [0.171, 0.25] over 8. | 25 min |" in made
+    assert "| Not yet a study. | 25 min |" in made
     assert "| draft, no official run yet | - |" in made
     with pytest.raises(InputError, match="markers"):
         report.readme("no markers")
