@@ -105,7 +105,7 @@ TYPES = {"steps": "int", "clip": "float", "reward": "str", "model": "str"}
 
 
 def test_a_table_gives_presets_and_ranges():
-    presets, ranges = wb.read_table(TABLE, TYPES)
+    presets, ranges = read_table(TABLE, TYPES)
     assert presets == {
         "quick": {"steps": 2, "clip": 0.2, "reward": "truth", "model": "7", "n_eval": 4},
         "default": {"steps": 10, "clip": 1.0, "reward": "truth", "model": "a/b", "n_eval": 8},
@@ -114,7 +114,7 @@ def test_a_table_gives_presets_and_ranges():
     assert ranges == {"steps": (1, None), "clip": (1e-6, 1), "reward": ["truth", "warmth"],
                       "model": "folder or hub id"}
     p = wb.parameters(namespace(profile="quick", clip=None), "98_trial", table=TABLE)
-    assert (p.steps, p.clip, p.n_eval, p.model, p.seeds) == (2, 0.2, 4, "7", [0])
+    assert (p.steps, p.clip, p.n_eval, p.model, p.seeds) == (2, 0.2, 4, 7, [0])
     for changes, sentence in (({"steps": 0}, "`steps` must be at least 1"),
                               ({"reward": "thruth"}, "`reward` must be truth or warmth"),
                               ({"clip": 2.0}, "`clip` must be between 1e-06 and 1, but it is 2.0")):
@@ -148,7 +148,7 @@ def test_declared_reads_the_table_and_types_by_their_syntax(tmp_path):
     text = CELL.replace('"truth"', '"a=b # 3"')
     call = f'p = wb.parameters(globals(), notebook="98_trial", table="""{TABLE}""")'
     found = wb.declared(written(tmp_path / "nb.ipynb", text, call))
-    assert (found.presets, found.ranges) == wb.read_table(TABLE, found.types)
+    assert (found.presets, found.ranges) == read_table(TABLE, found.types)
     assert found.defaults["reward"] == "a=b # 3" and found.help["reward"] == "which reward"
     assert wb.check_overrides(found, {"profile": "quick", "reward": "warmth"})["steps"] == 2
     with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
