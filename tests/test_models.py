@@ -145,7 +145,7 @@ def run_ours(name, policy, scheduler, x, guidance, generator):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_loop_equals_pipeline(load, pipeline, name):
-    from rlgenkit.models.policy import pack
+    from rlgenkit.models.denoisers import pack
 
     policy, pipe = load(name), pipeline(name)
     x, seed = noise(policy), torch.Generator().manual_seed(3)
@@ -266,7 +266,7 @@ def test_embed_encodes_each_prompt_once(load, monkeypatch):
 
 
 def test_cache_forgets_oldest(load, monkeypatch):
-    import rlgenkit.models.policy as module
+    import rlgenkit.models.conditioning as module
 
     policy = load("embedded flow")
     size = embed(policy, ["a"]).tokens.nbytes + embed(policy, ["a"]).pooled.nbytes

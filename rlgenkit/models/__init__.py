@@ -5,10 +5,12 @@ from rlgenkit._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(__name__, {
     "lora": "add_lora load_adapter lora_parameters reference save_adapter",
-    "policy": (
-        "Conditioning Policy concat decode denoiser embed encode load_policy "
-        "make_policy save_policy set_latent_statistics unconditional"
-    ),
+    "conditioning": "Conditioning concat embed unconditional",
+    "denoisers": "denoiser",
+    "images": "ImagePolicy image_policy",
+    "language": "LanguagePolicy language_policy",
+    "latents": "decode encode set_latent_statistics",
+    "policy": "Policy load_policy make_policy save_policy",
     "text": "text_states",
     "tokens": (
         "TokenBatch generate load_language_model pad_left token_entropies "

@@ -14,8 +14,9 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
         "minimax_winner solve_game win_rates"
     ),
     "losses": (
-        "Clip anchor_terms anchor_weights grpo_loss kl_k1 kl_k2 kl_k3 ppo_clip_loss "
-        "ppo_clip_terms ratio_stats reinforce_loss reinforce_terms velocity_mse"
+        "Clip anchor_terms anchor_weights clipped_ratio grpo_loss kl_k1 kl_k2 kl_k3 "
+        "ppo_clip_loss ppo_clip_terms ratio_stats reinforce reinforce_loss reinforce_terms "
+        "velocity_mse"
     ),
     "pareto": "dominance hypervolume pareto_mask pareto_weights",
     "regression": (
@@ -30,5 +31,5 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
         "sample_walks softmax_gradient"
     ),
     "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
-    "updates": "Replay make_optimizer policy_gradient_update",
+    "updates": "Replay make_optimizer policy_gradient_update policy_update",
 })

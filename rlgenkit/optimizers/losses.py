@@ -1,17 +1,24 @@
-"""Policy-gradient losses, divergence estimators and anchors, as functions of tensors.
+"""Policy-gradient losses as functions of tensors.
 
-Log-probs have shape [K, B] (steps, samples) and advantages [B] or [K, B]; "terms" are not yet
-averaged, so that a caller may split a batch and still divide by the full count.
+"Terms" are not yet averaged, so that a caller may split a batch and still divide by the full count.
+A loss of `policy_update` is any function (new [b, T], old [b, T], rows Long[b]) -> terms [b, T].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-Clip = float | tuple[float, float]
+# Shared with the policies, which measure themselves against a reference.
+from rlgenkit.divergences import anchor_terms, anchor_weights, kl_k1, kl_k2, kl_k3  # noqa: F401
 
-ANCHORS = ("mean", "mean_dt", "exact", "velocity")
+Clip = float | tuple[float, float]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+MAX_LOG_RATIO = 20.0  # e^20 is far beyond any clip range, and finite in every product
 
 
 def _bounds(clip: Clip) -> tuple[float, float]:
@@ -19,6 +26,11 @@ def _bounds(clip: Clip) -> tuple[float, float]:
     if not (0 < low < 1 and high > 0):
         raise ValueError(f"clip must be positive (and its lower side < 1), got {clip}")
     return low, high
+
+
+def bounded_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    """exp(log p - log p_old), the log-ratio held within +-20: outside, its gradient is 0."""
+    return (log_probs - old_log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
 def reinforce_terms(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -36,8 +48,38 @@ def ppo_clip_terms(
     one.
     """
     low, high = _bounds(clip)
-    ratio = (log_probs - old_log_probs).exp()
+    ratio = bounded_ratio(log_probs, old_log_probs)
     return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - low, 1 + high))
+
+
+@dataclass(frozen=True, eq=False)
+class AdvantageLoss:
+    """A loss over the rows of one rollout: advantages [B] or [B, T]; clip None is REINFORCE."""
+
+    advantages: Tensor
+    clip: Clip | None = None
+
+    def __call__(self, new: Tensor, old: Tensor, rows: Tensor) -> Tensor:
+        """Terms [b, T] of the rows Long[b]."""
+        some = self.advantages[rows.to(self.advantages.device)].to(new.device)
+        some = some[:, None] if some.ndim == 1 else some
+        if self.clip is None:
+            return reinforce_terms(new, some)
+        return ppo_clip_terms(new, old, some, self.clip)
+
+
+def clipped_ratio(advantages: Tensor, clip: Clip) -> AdvantageLoss:
+    """The clipped loss of PPO and GRPO, a term a choice; advantages [B], or [B, T] by choice.
+
+    clip: half-width of the range, or (below, above).
+    """
+    _bounds(clip)
+    return AdvantageLoss(advantages, clip)
+
+
+def reinforce(advantages: Tensor) -> AdvantageLoss:
+    """-A log p, a term a choice: right for one update on the policy's own samples only."""
+    return AdvantageLoss(advantages)
 
 
 def reinforce_loss(log_probs: Tensor, advantages: Tensor) -> Tensor:
@@ -68,7 +110,7 @@ def grpo_loss(
 def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> dict[str, Tensor]:
     """Sums and maxima over the given terms (scalars): for the monitors of an update."""
     change = (log_probs - old_log_probs).detach().double()
-    ratio = change.exp()
+    ratio = bounded_ratio(change, torch.zeros_like(change))
     low, high = (torch.inf, torch.inf) if clip is None else _bounds(clip)
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
     return {
@@ -77,53 +119,6 @@ def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> 
         "ratio": ratio.sum(),
         "deviation": (ratio - 1).abs().max(),
     }
-
-
-def kl_k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """log p - log q per sample of p: unbiased for KL(p || q), of either sign."""
-    return log_probs - reference_log_probs
-
-
-def kl_k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """(log p - log q)^2 / 2 per sample of p: biased, never negative."""
-    return 0.5 * (log_probs - reference_log_probs) ** 2
-
-
-def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """q/p - 1 - log(q/p) per sample of p: unbiased and never negative (Schulman's k3).
-
-    By expm1: the naive form exp(r) - 1 - r has the wrong sign near r = 1e-6 in float32. Where the
-    difference itself cancels (|r| < 1e-3), the series r^2/2 + r^3/6 is exact to rounding.
-    """
-    r = reference_log_probs - log_probs
-    series = r * r * (0.5 + r / 6)
-    return torch.where(r.abs() < 1e-3, series, torch.expm1(r) - r)
-
-
-def anchor_weights(form: str, std: Tensor, dt: Tensor, b: Tensor, dimension: int) -> Tensor:
-    """Factor [N] of mean_j (mu - mu_ref)^2 that makes it the named anchor for every step.
-
-    "mean": 1/(2 s^2) with s = std/sqrt(dt), the released Flow-GRPO form without dt. "mean_dt": 1/(2
-    std^2), the exact KL per element. "exact": dimension/(2 std^2), the KL of the step's Gaussians.
-    "velocity": 1/b^2, the mean square of the difference of predictions. std, dt, b [N] are columns
-    of the sampler's table. Deterministic steps (std 0) have no KL: their factor is nan, except
-    "velocity".
-    """
-    if form not in ANCHORS:
-        raise ValueError(f"anchor must be one of {', '.join(ANCHORS)}, got {form!r}")
-    if form == "velocity":
-        return 1 / b.double() ** 2
-    variance = torch.where(std > 0, std.double() ** 2, torch.nan)
-    per_element = 0.5 / variance
-    if form == "mean":
-        return per_element * dt.double()
-    return per_element * (dimension if form == "exact" else 1)
-
-
-def anchor_terms(means: Tensor, reference_means: Tensor, weights: Tensor) -> Tensor:
-    """weights[k] * mean_j (mu - mu_ref)^2: [K, B] from means [K, B, ...] and weights [K]."""
-    gap = (means - reference_means.detach()).flatten(2).square().mean(2)
-    return gap * weights.to(gap).view(-1, 1)
 
 
 def velocity_mse(prediction: Tensor, reference: Tensor) -> Tensor:

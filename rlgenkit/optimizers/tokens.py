@@ -6,6 +6,8 @@ true on the tokens that the policy chose, its end token included.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,6 +28,36 @@ def rloo_advantages(values: Tensor, groups: Tensor, valid: Tensor | None = None)
     mean, _, count, equal = group_moments(values, groups, mask)
     scale = count / (count - 1).clamp(min=1)
     return torch.where(mask & ~equal, (values.double() - mean) * scale, 0.0).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """A mean over masked terms [B, T] that may be taken in parts: sum of terms / per_row / divisor."""
+
+    per_row: Tensor  # [B, 1]
+    divisor: Tensor  # scalar
+
+    def weights(self, mask: Tensor, scale: float = 1.0) -> Tensor:
+        """The factor of every term in scale * mean: [B, T], 0 off the mask."""
+        each = torch.tensor(float(scale)) / self.divisor.cpu() / self.per_row.cpu()
+        return torch.where(mask.cpu(), each, 0.0)
+
+    def total(self, terms: Tensor, rows: Tensor) -> Tensor:
+        """Sum over the terms [b, k] of some rows, 0 off the mask, still to be divided by divisor."""
+        return (terms / self.per_row[rows].to(terms.device)).T.contiguous().sum()
+
+
+def average_of(mask: Tensor, average: str | int) -> Average:
+    """The Average named as in `masked_mean` over a mask [B, T]; an int L is "constant" of length L."""
+    one = torch.ones(len(mask), 1, device=mask.device)
+    if average == "token":
+        return Average(one, mask.sum())
+    if average == "sequence":
+        count = mask.sum(1, keepdim=True)
+        return Average(count.clamp(min=1).float(), (count > 0).sum())
+    if isinstance(average, int) and average >= 1:
+        return Average(one, torch.tensor(len(mask) * average))
+    raise ValueError(f"average must be 'token', 'sequence' or a length of at least 1, got {average!r}")
 
 
 def masked_mean(terms: Tensor, mask: Tensor, average: str = "token",

@@ -1,14 +1,18 @@
-"""One optimizer step of a policy gradient over stored trajectories."""
+"""One optimizer step of a policy gradient over a rollout."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .losses import Clip, anchor_terms, ppo_clip_terms, ratio_stats, reinforce_terms
+from rlgenkit.records import Rollout
+
+from .losses import AdvantageLoss, Clip, Loss, anchor_terms, ratio_stats
+from .tokens import Average, average_of
 
 Replay = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """fn(steps Long[k], rows Long[b]) -> (log_probs [k, b], means [k, b, ...])."""
@@ -25,61 +29,200 @@ def make_optimizer(
     return torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=fused)
 
 
-def _chunks(steps: Tensor, rows: Tensor, k: int, b: int) -> Iterator[tuple[Tensor, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class _Objective:
+    """What every chunk of an update shares.
+
+    evaluate(rows [b], columns [k]) -> (log_probs [b, k], penalties [b, k] or None), with graphs;
+    old, mask, weights [B, T] and pull [B, T]: the factors of terms and of penalties in the loss.
+    """
+
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+    loss: Loss
+    old: Tensor
+    mask: Tensor
+    average: Average
+    beta: float
+    weights: Tensor
+    pull: Tensor
+
+
+def _chunks(rows: Tensor, columns: Tensor, b: int, k: int) -> Iterator[tuple[Tensor, Tensor]]:
     for some_rows in rows.split(b):
-        for some_steps in steps.split(k):
-            yield some_steps, some_rows
+        for some_columns in columns.split(k):
+            yield some_rows, some_columns
+
+
+def _terms(
+    o: _Objective, new: Tensor, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms [b, k], their slope d loss / d new [b, k], stored log-probs [b, k] of one chunk.
+
+    The loss sees all T choices of its rows, those outside the chunk as they were stored; it runs on
+    detached numbers, and its slope is then sent back through the policy.
+    """
+    mask, chosen = o.mask[rows], o.mask[rows][:, columns].to(new.device)
+    old = torch.where(mask, o.old[rows], 0.0).to(new.device)
+    frame = old.clone()
+    frame[:, columns] = torch.where(chosen, new.detach(), 0.0)
+    frame.requires_grad_(True)
+    terms = o.loss(frame, old, rows)
+    if terms.shape != old.shape:
+        raise ValueError(f"the loss must return terms {list(old.shape)}, got {list(terms.shape)}")
+    terms, old = torch.where(chosen, terms[:, columns], 0.0), old[:, columns]
+    _check_terms(terms, new, old, rows, columns)
+    weights = o.weights[rows][:, columns].to(new.device)
+    (slope,) = torch.autograd.grad(terms, frame, weights)
+    if len(columns) < frame.shape[1] and slope.count_nonzero() > slope[:, columns].count_nonzero():
+        raise ValueError(
+            "the loss joins choices that were replayed apart: give the policy a `chunk` of at least "
+            f"{frame.numel()} rows, or pass a smaller batch"
+        )
+    return terms, slope[:, columns], old
 
 
 def _check_terms(
-    terms: Tensor, log_probs: Tensor, old: Tensor, steps: Tensor, rows: Tensor
+    terms: Tensor, log_probs: Tensor, old: Tensor, rows: Tensor, columns: Tensor
 ) -> None:
-    """Raise FloatingPointError naming the first bad step and sample of terms [k, b]."""
-    good = torch.isfinite(terms)
+    """Raise FloatingPointError naming the first bad step and sample of terms [b, k]."""
+    good = torch.isfinite(terms.T)
     if good.all():
         return
     k, b = (~good).nonzero()[0].tolist()
     raise FloatingPointError(
-        f"non-finite loss at step {int(steps[k])}, sample {int(rows[b])}: log-prob "
-        f"{float(log_probs.detach()[k, b]):.4g}, stored log-prob {float(old[k, b]):.4g}"
+        f"non-finite loss at step {int(columns[k])}, sample {int(rows[b])}: log-prob "
+        f"{float(log_probs.detach()[b, k]):.4g}, stored log-prob {float(old[b, k]):.4g}"
     )
 
 
-@dataclass(frozen=True)
-class _Objective:
-    """What every chunk of an update shares; advantages [N, B], count = number of trained terms."""
-
-    replay: Replay
-    old_log_probs: Tensor
-    advantages: Tensor
-    clip: Clip | None
-    reference: Replay | None
-    beta: float
-    anchor: Tensor | None
-    count: int
-
-
-def _backward(o: _Objective, steps: Tensor, rows: Tensor, sums: dict[str, Tensor]) -> None:
-    """Add the gradient of one chunk (steps [k], rows [b]) and its statistics to `sums`."""
-    log_probs, means = o.replay(steps, rows)
-    old, advantages = o.old_log_probs[steps][:, rows], o.advantages[steps][:, rows]
-    if o.clip is None:
-        terms = reinforce_terms(log_probs, advantages)
-    else:
-        terms = ppo_clip_terms(log_probs, old, advantages, o.clip)
-    stats = ratio_stats(log_probs, old, o.clip)
-    if o.beta > 0:
-        with torch.no_grad():
-            _, reference_means = o.reference(steps, rows)
-        penalty = anchor_terms(means, reference_means, o.anchor[steps.to(o.anchor.device)])
-        terms = terms + o.beta * penalty
-        stats["penalty"] = penalty.detach().sum()
-    _check_terms(terms, log_probs, old, steps, rows)
-    (terms.sum() / o.count).backward()
-    stats["loss"] = terms.detach().sum()
+def _backward(o: _Objective, rows: Tensor, columns: Tensor, sums: dict[str, Tensor]) -> None:
+    """Add the gradient of one chunk (rows [b], columns [k]) and its statistics to `sums`."""
+    if not o.mask[rows][:, columns].any():
+        return
+    new, penalty = o.evaluate(rows, columns)
+    terms, slope, old = _terms(o, new, rows, columns)
+    outputs, slopes = [new], [slope]
+    chosen = o.mask[rows][:, columns].to(new.device)
+    now = torch.where(chosen, new.detach(), 0.0)
+    # Step-major, whatever the layout of the policy: sums do not depend on it.
+    stats = ratio_stats(now.T[chosen.T], old.T[chosen.T], getattr(o.loss, "clip", None))
+    if penalty is not None:
+        _check_terms(penalty.detach(), new, old, rows, columns)
+        outputs, slopes = [new, penalty], [slope, o.pull[rows][:, columns].to(new.device)]
+        stats["penalty"] = o.average.total(penalty.detach(), rows)
+        terms = terms + o.beta * penalty.detach()
+    torch.autograd.backward(outputs, slopes)
+    stats["loss"] = o.average.total(terms.detach(), rows)
     for name, value in stats.items():
         known = sums.get(name, torch.zeros_like(value))
         sums[name] = torch.maximum(known, value) if name == "deviation" else known + value
+
+
+def _descend(
+    o: _Objective,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    chunks: Iterable[tuple[Tensor, Tensor]],
+    max_grad_norm: float,
+) -> dict[str, float]:
+    """The optimizer step over all chunks; parameters stay as they were if a number is not finite."""
+    sums: dict[str, Tensor] = {}
+    chunks = list(chunks)
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        for rows, columns in chunks:
+            _backward(o, rows, columns, sums)
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if not torch.isfinite(norm):
+            _name_bad_gradient(o, parameters, chunks)
+        optimizer.step()
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return _summary(sums, o, chunks, norm)
+
+
+def _summary(
+    sums: dict[str, Tensor], o: _Objective, chunks: list, norm: Tensor
+) -> dict[str, float]:
+    count = sum(int(o.mask[rows][:, columns].sum()) for rows, columns in chunks)
+    per = dict.fromkeys(("loss", "penalty"), o.average.divisor)
+
+    def mean(name: str) -> float:
+        return float(sums[name]) / float(per.get(name, count)) if name in sums else 0.0
+
+    return {
+        "loss": mean("loss"),
+        "penalty": mean("penalty"),
+        "clip_fraction": mean("clipped"),
+        "approx_kl": mean("square"),
+        "ratio_mean": mean("ratio"),
+        "ratio_deviation": float(sums["deviation"]),
+        "grad_norm": float(norm),
+    }
+
+
+def _name_bad_gradient(o: _Objective, parameters: list[nn.Parameter], chunks: list) -> None:
+    """The summed gradient is not finite: repeat term by term to find the step and sample, and
+    raise.
+    """
+    single = ((r, c) for rows, columns in chunks for r, c in _chunks(rows, columns, 1, 1))
+    for row, column in single:
+        for p in parameters:
+            p.grad = None
+        try:
+            _backward(o, row, column, {})
+        except RuntimeError as error:  # log-probs kept from the rollout have one backward only
+            message = "non-finite gradient: replay the trajectory to find its step and sample"
+            raise FloatingPointError(message) from error
+        if not all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None):
+            raise FloatingPointError(
+                f"non-finite gradient at step {int(column)}, sample {int(row)}: "
+                "the loss is finite, so look for a square root or division at 0 in the network"
+            )
+    raise FloatingPointError("non-finite gradient norm although every term's gradient is finite")
+
+
+def policy_update(
+    policy: Any,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    loss: Loss,
+    batch: int | None = None,
+    beta: float = 0.0,
+    average: str | int = "token",
+    max_grad_norm: float = 1.0,
+) -> dict[str, float]:
+    """One optimizer step on all rows of `rollout`, whatever policy made it.
+
+    loss(new [b, T], old [b, T], rows Long[b]) -> terms [b, T], as `clipped_ratio` and `reinforce`
+    return: rows number the rows of this rollout. beta: weight of `policy.divergence`. Terms and
+    penalties are averaged under the mask as in `masked_mean` (an int is the length of "constant").
+    The gradient is accumulated in chunks of `batch` rows (None: those of the policy), and of as many
+    choices as the policy keeps in one graph; the result does not depend on the split. Returns loss,
+    penalty, clip_fraction, approx_kl, ratio_mean, ratio_deviation (max |ratio - 1|: 0 before the
+    first update) and grad_norm. Non-finite values raise FloatingPointError with step and sample
+    named, and leave the parameters as they were.
+    """
+    if len(rollout) == 0 or not rollout.mask.any():
+        raise ValueError("nothing to train on: no rows (are all advantages 0?) or no steps")
+    given = getattr(loss, "advantages", rollout.groups)
+    if len(given) != len(rollout) or given.ndim == 2 and given.shape != rollout.mask.shape:
+        raise ValueError(
+            f"advantages {list(given.shape)} do not fit a rollout of {list(rollout.mask.shape)}: "
+            "index both by the same rows"
+        )
+
+    def evaluate(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
+        return policy.replay(rollout.rows(rows).columns(columns), beta > 0)
+
+    mask, over = rollout.mask, average_of(rollout.mask, average)
+    weights, pull = over.weights(mask), over.weights(mask, beta)
+    o = _Objective(evaluate, loss, rollout.log_probs, mask, over, beta, weights, pull)
+    b = batch or policy.chunk
+    columns = mask.any(0).nonzero().flatten()
+    chunks = _chunks(torch.arange(len(rollout)), columns, b, policy.choices_at_once(b))
+    trained = [p for p in policy.parameters if p.requires_grad]
+    return _descend(o, optimizer, trained, chunks, max_grad_norm)
 
 
 def policy_gradient_update(
@@ -98,36 +241,34 @@ def policy_gradient_update(
     steps_per_forward: int = 1,
     max_grad_norm: float = 1.0,
 ) -> dict[str, float]:
-    """One optimizer step on all `steps` Long[K] of all `rows` Long[R] (None: the whole batch).
+    """`policy_update` of a trajectory [N, B] for notebooks that replay it by a function of their own.
 
-    old_log_probs [N, B] from the rollout; advantages [B], or [N, B] when they differ by step. clip
-    None is REINFORCE (strictly on-policy). reference: a replay of the reference policy, whose means
-    enter beta * anchor[step] * mean (mu - mu_ref)^2 (anchor [N] from anchor_weights). The gradient
-    is accumulated in forwards of batch_size rows times steps_per_forward steps; every term counts
-    1/(K R), so the result does not depend on the split. Returns loss, penalty, clip_fraction,
-    approx_kl, ratio_mean, ratio_deviation (max |ratio - 1|: 0 before the first update) and
-    grad_norm. Non-finite values raise FloatingPointError with step and sample named, and leave the
-    parameters as they were.
+    One optimizer step on all `steps` Long[K] of all `rows` Long[R] (None: the whole batch).
+    advantages [B], or [N, B] when they differ by step; clip None is REINFORCE. reference: a replay
+    of the reference policy, whose means enter beta * anchor[step] * mean (mu - mu_ref)^2 (anchor [N]
+    from anchor_weights). batch_size rows and steps_per_forward steps make one forward.
     """
-    parameters = [p for p in parameters if p.requires_grad]
     rows = torch.arange(old_log_probs.shape[1]) if rows is None else rows.cpu()
     steps = torch.as_tensor(steps, dtype=torch.long).cpu()
     _check_request(steps, rows, reference, beta, anchor)
-    advantages = advantages.to(old_log_probs.device).expand(old_log_probs.shape)
-    count, sums = len(rows) * len(steps), {}
-    o = _Objective(replay, old_log_probs, advantages, clip, reference, beta, anchor, count)
-    optimizer.zero_grad(set_to_none=True)
-    batch_size = batch_size or len(rows)
-    try:
-        for some_steps, some_rows in _chunks(steps, rows, steps_per_forward, batch_size):
-            _backward(o, some_steps, some_rows, sums)
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-        if not torch.isfinite(norm):
-            _name_bad_gradient(o, parameters, steps, rows)
-        optimizer.step()
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-    return _summary(sums, count, norm)
+
+    def evaluate(some_rows: Tensor, some_steps: Tensor) -> tuple[Tensor, Tensor | None]:
+        log_probs, means = replay(some_steps, some_rows)
+        if beta <= 0:
+            return log_probs.T, None
+        with torch.no_grad():
+            _, reference_means = reference(some_steps, some_rows)
+        weights = anchor[some_steps.to(anchor.device)]
+        return log_probs.T, anchor_terms(means, reference_means, weights).T
+
+    mask = torch.ones_like(old_log_probs.T, dtype=torch.bool)
+    over = Average(torch.ones(len(mask), 1), torch.tensor(len(rows) * len(steps)))
+    weights = over.weights(mask)
+    loss = AdvantageLoss(advantages.to(old_log_probs.device).expand(old_log_probs.shape).T, clip)
+    o = _Objective(evaluate, loss, old_log_probs.T, mask, over, beta, weights, beta * weights)
+    chunks = _chunks(rows, steps, batch_size or len(rows), steps_per_forward)
+    trained = [p for p in parameters if p.requires_grad]
+    return _descend(o, optimizer, trained, chunks, max_grad_norm)
 
 
 def _check_request(
@@ -139,40 +280,3 @@ def _check_request(
         raise ValueError("beta > 0 needs a reference replay and anchor weights")
     if beta > 0 and torch.isnan(anchor[steps.to(anchor.device)]).any():
         raise ValueError("the anchor is undefined at deterministic steps: train the others")
-
-
-def _summary(sums: dict[str, Tensor], count: int, norm: Tensor) -> dict[str, float]:
-    def mean(name: str) -> float:
-        return float(sums[name]) / count if name in sums else 0.0
-
-    return {
-        "loss": mean("loss"),
-        "penalty": mean("penalty"),
-        "clip_fraction": mean("clipped"),
-        "approx_kl": mean("square"),
-        "ratio_mean": mean("ratio"),
-        "ratio_deviation": float(sums["deviation"]),
-        "grad_norm": float(norm),
-    }
-
-
-def _name_bad_gradient(
-    o: _Objective, parameters: list[nn.Parameter], steps: Tensor, rows: Tensor
-) -> None:
-    """The summed gradient is not finite: repeat term by term to find the step and sample, and
-    raise.
-    """
-    for some_steps, some_rows in _chunks(steps, rows, 1, 1):
-        for p in parameters:
-            p.grad = None
-        try:
-            _backward(o, some_steps, some_rows, {})
-        except RuntimeError as error:  # log-probs kept from the rollout have one backward only
-            message = "non-finite gradient: replay the trajectory to find its step and sample"
-            raise FloatingPointError(message) from error
-        if not all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None):
-            raise FloatingPointError(
-                f"non-finite gradient at step {int(some_steps[0])}, sample {int(some_rows[0])}: "
-                "the loss is finite, so look for a square root or division at 0 in the network"
-            )
-    raise FloatingPointError("non-finite gradient norm although every term's gradient is finite")

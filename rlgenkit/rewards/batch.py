@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlgenkit.records import Scores
 from rlgenkit.worlds.prompts import Prompt, parse
 
 # Decoders clamp to [0, 1]; half precision may overshoot by a rounding step.
@@ -64,37 +65,6 @@ def _check_pixels(images: Tensor) -> None:
             f"pixels must lie in [0,1], got [{images.min():.3f}, {images.max():.3f}]; "
             "clamp or rescale the images."
         )
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one batch: values float32 [B], valid Bool[B].
-
-    An invalid sample has no score: its value is 0 and everything downstream leaves it out.
-    Use `scored` to build one from raw numbers. Raises ValueError if the record is inconsistent.
-    """
-
-    values: Tensor
-    valid: Tensor
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 1 or self.values.dtype != torch.float32:
-            raise ValueError(
-                f"score values must be float32 of shape [B], got {self.values.dtype} "
-                f"{list(self.values.shape)}; build them with scored()."
-            )
-        if self.valid.shape != self.values.shape or self.valid.dtype != torch.bool:
-            raise ValueError(
-                f"valid must be bool of shape {list(self.values.shape)}, got "
-                f"{self.valid.dtype} {list(self.valid.shape)}."
-            )
-        if not self.values.detach().isfinite().all():
-            first = int((~self.values.detach().isfinite()).nonzero()[0])
-            raise ValueError(
-                f"the score of sample {first} is not finite; mark it invalid or fix the reward."
-            )
-        if (self.values.detach()[~self.valid] != 0).any():
-            raise ValueError("invalid samples must carry the value 0; build them with scored().")
 
 
 Reward = Callable[[Batch], Scores]

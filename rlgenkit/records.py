@@ -1,0 +1,107 @@
+"""The two records that pass from room to room: `Rollout`, what a policy did, and `Scores`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rows = Tensor | Sequence[int] | slice
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What a policy did with B prompts, T choices each: image steps, tokens, or actions.
+
+    prompts: B texts, `worlds.Prompt`, rows of ids or start states. groups Long[B]: samples with
+    equal ids compete. output: images [B, 3, H, W] in 0..1, B answers, or visited states.
+    log_probs float32 [B, T], as they were when sampled. mask Bool[B, T]: what the policy chose
+    (tokens up to the end, stochastic steps). path: what the policy needs to replay itself; only the
+    policy looks inside. Raises ValueError where the shapes do not agree.
+    """
+
+    prompts: Sequence[Any]
+    groups: Tensor
+    output: Any
+    log_probs: Tensor
+    mask: Tensor
+    path: Any
+
+    def __post_init__(self) -> None:
+        samples = (len(self.prompts), *self.groups.shape, len(self.output), *self.log_probs.shape[:1])
+        if self.log_probs.ndim != 2 or self.mask.shape != self.log_probs.shape or len({*samples}) > 1:
+            raise ValueError(
+                f"log_probs and mask must be [samples, choices] for {len(self.groups)} groups, "
+                f"{len(self.prompts)} prompts and {len(self.output)} outputs, got "
+                f"{list(self.log_probs.shape)} and {list(self.mask.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def images(self) -> Any:
+        """The output, by the name under which rewards look for pictures."""
+        return self.output
+
+    def rows(self, rows: Rows) -> Rollout:
+        """The samples at `rows` (Long[b], a list or a slice)."""
+        return Rollout(
+            _pick(self.prompts, rows),
+            self.groups[rows],
+            _pick(self.output, rows),
+            self.log_probs[rows],
+            self.mask[rows],
+            self.path.rows(rows),
+        )
+
+    def columns(self, steps: Sequence[int] | Tensor) -> Rollout:
+        """The choices at `steps` (Long[K] or a list, each once): of images the trained steps."""
+        steps = torch.as_tensor(steps, dtype=torch.long).cpu()
+        return replace(
+            self,
+            log_probs=self.log_probs[:, steps],
+            mask=self.mask[:, steps],
+            path=self.path.columns(steps),
+        )
+
+
+def _pick(things: Any, rows: Rows) -> Any:
+    """The entries of a tensor or a list at `rows`."""
+    if isinstance(things, Tensor) or isinstance(rows, slice):
+        return things[rows]
+    return [things[i] for i in torch.as_tensor(rows).tolist()]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one batch: values float32 [B], valid Bool[B].
+
+    An invalid sample has no score: its value is 0 and everything downstream leaves it out.
+    Use `rewards.scored` to build one from raw numbers. Raises ValueError if it is inconsistent.
+    """
+
+    values: Tensor
+    valid: Tensor
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1 or self.values.dtype != torch.float32:
+            raise ValueError(
+                f"score values must be float32 of shape [B], got {self.values.dtype} "
+                f"{list(self.values.shape)}; build them with scored()."
+            )
+        if self.valid.shape != self.values.shape or self.valid.dtype != torch.bool:
+            raise ValueError(
+                f"valid must be bool of shape {list(self.values.shape)}, got "
+                f"{self.valid.dtype} {list(self.valid.shape)}."
+            )
+        if not self.values.detach().isfinite().all():
+            first = int((~self.values.detach().isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the score of sample {first} is not finite; mark it invalid or fix the reward."
+            )
+        if (self.values.detach()[~self.valid] != 0).any():
+            raise ValueError("invalid samples must carry the value 0; build them with scored().")
