@@ -14,12 +14,16 @@ from rlgenkit.commands.committed import read
 from rlgenkit.commands.places import ROOT, TEMPLATE, series
 
 
-def rotating() -> Path:
-    """One numbered notebook, another one with every commit."""
+def turn() -> int:
+    """A number that is another one with every commit."""
     ask = ["git", "rev-parse", "HEAD"]
     done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
-    number = int(done.stdout, 16) if done.returncode == 0 else time.gmtime().tm_yday
-    return series()[number % len(series())]
+    return int(done.stdout, 16) if done.returncode == 0 else time.gmtime().tm_yday
+
+
+def rotating() -> Path:
+    """One numbered notebook, another one with every commit."""
+    return series()[turn() % len(series())]
 
 
 # Named by role and not by notebook, so that all workers collect the same tests.

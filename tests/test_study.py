@@ -16,8 +16,9 @@ import pytest
 from ci import series as runner
 from rlgenkit.commands import run, study
 from rlgenkit.commands.committed import read
-from rlgenkit.commands.places import ROOT, TEMPLATE, InputError
+from rlgenkit.commands.places import RESULTS, ROOT, TEMPLATE, InputError, series
 from rlgenkit.workbook import checkpoint, store
+from tests.test_determinism import turn
 
 pytestmark = [pytest.mark.executes,
               pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")]
@@ -91,6 +92,23 @@ def test_figures_are_drawn_from_the_record_alone(whole, tmp_path):
     claims = [json.loads((out / "results.json").read_text())["claims"]
               for out in (whole, tmp_path / "again")]
     assert claims[0] == claims[1] and not list((tmp_path / "again").rglob("*.safetensors"))
+
+
+def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
+    """One study, another one with every commit: the same figures in words, the same claims."""
+    stems = [p for p in series() if (study.STUDIES / p.stem[:2] / "study.json").is_file()]
+    path = stems[turn() % len(stems)]
+    done = run.execute(path, {"profile": "study"}, tmp_path / "again", 600, quiet=True,
+                       env={**runner.offline(), **study.redrawing(path)})
+    assert done.code == 0, f"{path.stem}: {done.sentence}"
+    shown = [[o["data"]["text/plain"] for c in read(book)["cells"] if c["cell_type"] == "code"
+              for o in c["outputs"] if "image/png" in o.get("data", {})]
+             for book in (path, tmp_path / "again" / path.name)]
+    assert list(map("".join, shown[0])) == list(map("".join, shown[1])), path.stem
+    kept = json.loads((RESULTS / f"{path.stem[:2]}.json").read_text(encoding="utf-8"))
+    for old, new in zip(kept["claims"], done.results()["claims"], strict=True):
+        assert (old["id"], old["verdict"]) == (new["id"], new["verdict"]), path.stem
+        assert new["values"] == pytest.approx(old["values"], rel=1e-4, abs=1e-6), path.stem
 
 
 def test_a_record_keeps_within_its_size(tmp_path):
