@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlgenkit import workbook as wb
+from rlgenkit.workbook.parameters import read_table
 
 CELL = """\
 profile: str = "default"  # quick, default or full
