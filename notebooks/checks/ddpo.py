@@ -131,22 +131,21 @@ def _pulling_back(ratio, advantages, clip):
     return silenced_share(ratio, -advantages, clip)
 
 
-# --- 01.5: the weights of the rival
+# --- 01.5: the memory
 
 
-def regression_weights(rewards, temperature):
-    """Softmax of the standardized rewards over the temperature: [B], float -> [B], sum 1."""
-    standard = (rewards - rewards.mean()) / rewards.std(correction=0)
-    return (standard / temperature).softmax(0)
+def remembered_advantages(rewards, past):
+    """Rewards [B] against all that their prompt ever got, past [H] and present: [B]."""
+    known = torch.cat([past, rewards])
+    return (rewards - known.mean()) / (known.std(correction=0) + 1e-6)
 
 
-def _raw(rewards, temperature):
-    return (rewards / temperature).softmax(0)
+def _only_past(rewards, past):
+    return (rewards - past.mean()) / (past.std(correction=0) + 1e-6)
 
 
-def _times(rewards, temperature):
-    standard = (rewards - rewards.mean()) / rewards.std(correction=0)
-    return (standard * temperature).softmax(0)
+def _only_present(rewards, past):
+    return (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-6)
 
 
 EXERCISES = {
@@ -197,13 +196,14 @@ EXERCISES = {
         hints=["Take A > 0 and a ratio far above 1. Which of the two terms is the larger, and does "
                "it depend on the ratio?"]),
     "01.5": wb.Exercise(
-        reference=regression_weights, minutes=10, difficulty=2,
-        inputs=lambda g: [5 + 3 * torch.randn(8, generator=g), 0.5],
+        reference=remembered_advantages, minutes=10, difficulty=2,
+        inputs=lambda g: [1 + torch.randn(4, generator=g), torch.randn(8, generator=g)],
         wrong={
-            "standardize first: a temperature on raw rewards depends on their unit": _raw,
-            "divide by the temperature: a lower one selects more sharply": _times,
+            "put the new rewards into the memory first: the statistics are of both": _only_past,
+            "the past is missing: a round in which all pictures are better must get positive "
+            "advantages": _only_present,
         },
-        hints=["Subtract the mean and divide by the standard deviation before the softmax."]),
+        hints=["Join past and present with `torch.cat`, then standardize the present ones."]),
 }
 
 QUIZZES = {
