@@ -8,16 +8,6 @@ from torch import Tensor
 ANCHORS = ("mean", "mean_dt", "exact", "velocity")
 
 
-def kl_k1(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """log p - log q per sample of p: unbiased for KL(p || q), of either sign."""
-    return log_probs - reference_log_probs
-
-
-def kl_k2(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
-    """(log p - log q)^2 / 2 per sample of p: biased, never negative."""
-    return 0.5 * (log_probs - reference_log_probs) ** 2
-
-
 def kl_k3(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
     """q/p - 1 - log(q/p) per sample of p: unbiased and never negative (Schulman's k3).
 

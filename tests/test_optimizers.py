@@ -145,20 +145,15 @@ def test_ppo_gradient_stops_where_the_clip_bites():
 
 def test_ppo_on_policy_gradient_is_reinforce():
     values, advantages = randn(4, 6), randn(6, seed=1)
-    for loss in (lambda p: o.ppo_clip_loss(p, values, advantages, 1e-4),
-                 lambda p: o.grpo_loss(p, values, advantages, 1e-4, torch.zeros(4, 6), 0.1)):
-        p, q = values.clone().requires_grad_(), values.clone().requires_grad_()
-        loss(p).backward()
-        o.reinforce_loss(q, advantages).backward()
-        assert torch.allclose(p.grad, q.grad, atol=1e-7)
-        assert torch.allclose(p.grad, (-advantages / 24).expand(4, 6), atol=1e-7)
+    p, q = values.clone().requires_grad_(), values.clone().requires_grad_()
+    o.ppo_clip_loss(p, values, advantages, 1e-4).backward()
+    o.reinforce_loss(q, advantages).backward()
+    assert torch.allclose(p.grad, q.grad, atol=1e-7)
+    assert torch.allclose(p.grad, (-advantages / 24).expand(4, 6), atol=1e-7)
 
 
-def test_grpo_adds_the_penalty():
-    p, old, a, kl = randn(2, 3), randn(2, 3, seed=1), randn(3, seed=2), randn(2, 3, seed=3) ** 2
-    expected = o.ppo_clip_loss(p, old, a, 0.2) + 0.3 * kl.mean()
-    assert torch.allclose(o.grpo_loss(p, old, a, 0.2, kl, 0.3), expected)
-    assert torch.equal(o.grpo_loss(p, old, a, 0.2), o.ppo_clip_loss(p, old, a, 0.2))
+def test_a_clip_lies_between_0_and_1():
+    p, old, a = randn(2, 3), randn(2, 3, seed=1), randn(3, seed=2)
     for bad in (0.0, (1.5, 0.1), -0.1):
         with pytest.raises(ValueError, match="clip"):
             o.ppo_clip_loss(p, old, a, bad)
@@ -185,15 +180,12 @@ def test_k3_has_the_right_sign_and_size_near_zero():
     assert float(o.kl_k3(torch.tensor(0.3), torch.tensor(0.3))) == 0
 
 
-def test_kl_estimators_average_to_the_kl():
+def test_k3_averages_to_the_kl():
     p, q = Normal(0.2, 1.0), Normal(0.0, 1.1)
     x = 0.2 + randn(400_000).double()
     exact = float(kl_divergence(p, q))
-    for estimator, tolerance in ((o.kl_k1, 3e-3), (o.kl_k3, 1e-3), (o.kl_k2, 0.2 * exact)):
-        got = float(estimator(p.log_prob(x), q.log_prob(x)).mean())
-        assert got == pytest.approx(exact, abs=tolerance), estimator
-    # reversed arguments are another divergence, with another sign for k1
-    assert float(o.kl_k1(q.log_prob(x), p.log_prob(x)).mean()) < 0
+    got = float(o.kl_k3(p.log_prob(x), q.log_prob(x)).mean())
+    assert got == pytest.approx(exact, abs=1e-3)
 
 
 def test_anchors_against_torch_kl():

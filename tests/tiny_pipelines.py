@@ -2,7 +2,7 @@
 
 import torch
 
-from rlgenkit.models import make_policy, save_policy, set_latent_statistics
+from data.models.recipes import write_components
 
 WORDS = "a red blue cat cloud star left right of above two on".split()
 CLASSES = (
@@ -86,7 +86,8 @@ def vae_dc():
         encoder_layers_per_block=(0, 1), decoder_layers_per_block=(0, 1),
         encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
     )  # fmt: skip
-    set_latent_statistics(vae, [0.1 * i for i in range(8)], [0.5 + 0.1 * i for i in range(8)])
+    vae.register_to_config(latents_mean=[0.1 * i for i in range(8)],
+                           latents_std=[0.5 + 0.1 * i for i in range(8)])
     return vae
 
 
@@ -201,7 +202,7 @@ def save_pipeline(name: str, folder) -> None:
         for part in parts.values():  # some layers start at zero: shake everything
             for p in part.parameters() if isinstance(part, torch.nn.Module) else ():
                 p.data += 0.05 * torch.randn(p.shape)
-    save_policy(make_policy(pipeline_class(name), parts), folder, torch.float32)
+    write_components(pipeline_class(name), parts, folder, torch.float32)
 
 
 def letter_tokenizer(pad: bool = True):

@@ -1,18 +1,31 @@
-"""What the training scripts of the embedded models share: a resumable loop and its schedule."""
+"""What the training scripts of the embedded models share: a resumable loop and its schedule, and the
+way a pipeline is written."""
 
+import copy
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlgenkit.models.folders import COMPONENTS, quiet
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "data" / "models"
+OPTIONAL = {  # what diffusers lists in the index for these classes and sampling does not need
+    "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
+    "LatentConsistencyModelPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
+    "StableDiffusionXLPipeline": ("feature_extractor", "image_encoder"),
+    "StableDiffusion3Pipeline": ("feature_extractor", "image_encoder"),
+    "FluxPipeline": ("feature_extractor", "image_encoder"),
+    "PixArtAlphaPipeline": (),
+}
 WORK = ROOT / "build" / "models"  # checkpoints and logs of running trainings (not committed)
 
 
@@ -141,3 +154,54 @@ def load_weights(name: str, **parts: nn.Module) -> None:
         wrong = module.load_state_dict(load_file(file), strict=False).unexpected_keys
         if wrong:
             raise ValueError(f"{file} holds {wrong[0]}, which the network lacks.")
+
+
+def _complete_config(vae: nn.Module) -> None:
+    """Give an AutoencoderDC the config keys by which diffusers pipelines ask for the scale."""
+    blocks = vae.config.get("encoder_block_out_channels")
+    if blocks and "block_out_channels" not in vae.config:
+        vae.register_to_config(block_out_channels=list(blocks), shift_factor=0.0)
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop the path that a component was loaded from: it names one machine."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_components(
+    name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype
+) -> None:
+    """Write a pipeline folder; weights as safetensors in `dtype`, memory copies untouched."""
+    import diffusers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__}
+    for part in COMPONENTS[name]:
+        value = parts.get(part)
+        if value is None:
+            index[part] = [None, None]
+            continue
+        if isinstance(value, nn.Module):
+            # The plain Module.to: diffusers' own warns about an empty list of exceptions.
+            module = nn.Module.to(copy.deepcopy(value), dtype)
+            if part == "vae":
+                _complete_config(module)
+            with quiet():
+                module.save_pretrained(folder / part, safe_serialization=True)
+            _forget_origin(folder / part / "config.json")
+        else:
+            value.save_pretrained(folder / part)
+        library = type(value).__module__.split(".")[0]
+        class_name = type(value).__name__
+        # Newer transformers call this class TokenizersBackend; the old name works in all.
+        class_name = {"TokenizersBackend": "PreTrainedTokenizerFast"}.get(class_name, class_name)
+        index[part] = [library, class_name]
+    index.update({part: [None, None] for part in OPTIONAL[name]})
+    if parts.get("force_zeros_for_empty_prompt") is not None:
+        index["force_zeros_for_empty_prompt"] = parts["force_zeros_for_empty_prompt"]
+    if "safety_checker" in OPTIONAL[name]:
+        index["requires_safety_checker"] = False
+    text = json.dumps(index, indent=2) + "\n"
+    (folder / "model_index.json").write_text(text, encoding="utf-8")

@@ -9,8 +9,8 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
     "denoisers": "denoiser",
     "images": "ImagePolicy image_policy",
     "language": "LanguagePolicy language_policy",
-    "latents": "decode encode set_latent_statistics",
-    "policy": "Policy load_policy make_policy save_policy",
+    "latents": "decode encode",
+    "policy": "Policy load_policy make_policy",
     "text": "text_states",
     "tokens": (
         "TokenBatch generate load_language_model pad_left token_entropies "

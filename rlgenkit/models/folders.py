@@ -1,10 +1,9 @@
-"""Read and write pipeline folders (model_index.json and one folder per component).
+"""Read pipeline folders (model_index.json and one folder per component).
 
 Only safetensors, only classes of diffusers and transformers, no remote code, no pickle. The
 hub is asked only for an id of the form owner/name that is no local folder.
 """
 
-import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -34,14 +33,6 @@ COMPONENTS = {
     ),
     "PixArtAlphaPipeline": ("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
 }  # fmt: skip
-OPTIONAL = {  # what diffusers lists in the index for these classes and sampling does not need
-    "StableDiffusionPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
-    "LatentConsistencyModelPipeline": ("safety_checker", "feature_extractor", "image_encoder"),
-    "StableDiffusionXLPipeline": ("feature_extractor", "image_encoder"),
-    "StableDiffusion3Pipeline": ("feature_extractor", "image_encoder"),
-    "FluxPipeline": ("feature_extractor", "image_encoder"),
-    "PixArtAlphaPipeline": (),
-}
 LIBRARIES = ("diffusers", "transformers")
 
 
@@ -51,7 +42,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"'{folder}' is not a pipeline folder (no model_index.json); pass the folder that "
-            "save_policy or a diffusers pipeline's save_pretrained wrote."
+            "a diffusers pipeline's save_pretrained wrote."
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -235,20 +226,6 @@ def _fetch(hub_id: str) -> Path:
     )
 
 
-def _complete_config(vae: nn.Module) -> None:
-    """Give an AutoencoderDC the config keys by which diffusers pipelines ask for the scale."""
-    blocks = vae.config.get("encoder_block_out_channels")
-    if blocks and "block_out_channels" not in vae.config:
-        vae.register_to_config(block_out_channels=list(blocks), shift_factor=0.0)
-
-
-def _forget_origin(config: Path) -> None:
-    """Drop the path that a component was loaded from: it names one machine."""
-    content = json.loads(config.read_text(encoding="utf-8"))
-    if content.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def local_or_hub(path_or_hub_id: str | Path) -> str | Path:
     """The folder meant, as a path or within the checkout, its weights checked; else the hub id as given."""
     for folder in places(path_or_hub_id):
@@ -256,40 +233,3 @@ def local_or_hub(path_or_hub_id: str | Path) -> str | Path:
             check_weights(folder)
             return folder
     return path_or_hub_id
-
-
-def write_components(
-    name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype
-) -> None:
-    """Write a pipeline folder; weights as safetensors in `dtype`, memory copies untouched."""
-    import diffusers
-
-    folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": diffusers.__version__}
-    for part in COMPONENTS[name]:
-        value = parts[part]
-        if value is None:
-            index[part] = [None, None]
-            continue
-        if isinstance(value, nn.Module):
-            # The plain Module.to: diffusers' own warns about an empty list of exceptions.
-            module = nn.Module.to(copy.deepcopy(value), dtype)
-            if part == "vae":
-                _complete_config(module)
-            with quiet():
-                module.save_pretrained(folder / part, safe_serialization=True)
-            _forget_origin(folder / part / "config.json")
-        else:
-            value.save_pretrained(folder / part)
-        library = type(value).__module__.split(".")[0]
-        class_name = type(value).__name__
-        # Newer transformers call this class TokenizersBackend; the old name works in all.
-        class_name = {"TokenizersBackend": "PreTrainedTokenizerFast"}.get(class_name, class_name)
-        index[part] = [library, class_name]
-    index.update({part: [None, None] for part in OPTIONAL[name]})
-    if parts.get("force_zeros_for_empty_prompt") is not None:
-        index["force_zeros_for_empty_prompt"] = parts["force_zeros_for_empty_prompt"]
-    if "safety_checker" in OPTIONAL[name]:
-        index["requires_safety_checker"] = False
-    text = json.dumps(index, indent=2) + "\n"
-    (folder / "model_index.json").write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,20 +15,6 @@ def vae_factor(vae: nn.Module) -> int:
     """Pixels per latent cell along one side (8 for the full-size autoencoders)."""
     blocks = vae.config.get("block_out_channels") or vae.config.get("encoder_block_out_channels")
     return 2 ** (len(blocks) - 1)
-
-
-def set_latent_statistics(vae: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Put per-channel latent mean and std (lists of C) into the config of `vae`.
-
-    They travel through save_pretrained and from_pretrained (which only notes keys that the
-    class does not know); decode and encode apply them. Raises ValueError for wrong lengths or a
-    std that is not positive.
-    """
-    mean, std = [float(v) for v in mean], [float(v) for v in std]
-    channels = vae.config.latent_channels
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
-        raise ValueError(f"Latent statistics need {channels} means and {channels} positive stds.")
-    vae.register_to_config(latents_mean=mean, latents_std=std)
 
 
 def _latent_affine(vae: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -176,23 +176,3 @@ def load_policy(
     if compile:
         policy.network.compile()  # in place: parameter names and adapters stay as they are
     return policy
-
-
-def save_policy(policy: Policy, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a folder that load_policy and the diffusers pipeline class open.
-
-    Weights are stored as safetensors in `dtype`; memory is untouched. Raises ValueError while a
-    LoRA adapter is attached: save it with save_adapter.
-    """
-    if getattr(policy.network, "peft_config", None):
-        raise ValueError(
-            "The network carries a LoRA adapter; store it with save_adapter, or save the policy "
-            "before add_lora."
-        )
-    names = folders.COMPONENTS[policy.pipeline]
-    parts = {names[0]: policy.network, "vae": policy.vae, "scheduler": policy.scheduler}
-    for suffix, (encoder, tokenizer) in zip(("", "_2", "_3"), policy.text):
-        parts[f"text_encoder{suffix}"], parts[f"tokenizer{suffix}"] = encoder, tokenizer
-    if policy.pipeline == "StableDiffusionXLPipeline":
-        parts["force_zeros_for_empty_prompt"] = policy.zero_uncond
-    folders.write_components(policy.pipeline, parts, Path(folder), dtype)

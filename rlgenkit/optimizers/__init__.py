@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, {
         "minimax_winner solve_game win_rates"
     ),
     "losses": (
-        "Clip anchor_terms anchor_weights clipped_ratio grpo_loss kl_k1 kl_k2 kl_k3 "
+        "Clip anchor_terms anchor_weights clipped_ratio kl_k3 "
         "ppo_clip_loss ppo_clip_terms ratio_stats reinforce reinforce_loss reinforce_terms "
         "velocity_mse"
     ),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 # Shared with the policies, which measure themselves against a reference.
-from rlgenkit.divergences import anchor_terms, anchor_weights, kl_k1, kl_k2, kl_k3  # noqa: F401
+from rlgenkit.divergences import anchor_terms, anchor_weights, kl_k3  # noqa: F401
 
 Clip = float | tuple[float, float]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -92,19 +92,6 @@ def ppo_clip_loss(
 ) -> Tensor:
     """Mean of ppo_clip_terms: scalar."""
     return ppo_clip_terms(log_probs, old_log_probs, advantages, clip).mean()
-
-
-def grpo_loss(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    clip: Clip,
-    penalty: Tensor | None = None,
-    beta: float = 0.0,
-) -> Tensor:
-    """Clipped loss plus beta times the mean anchor penalty [K, B] (Flow-GRPO): scalar."""
-    loss = ppo_clip_loss(log_probs, old_log_probs, advantages, clip)
-    return loss if penalty is None else loss + beta * penalty.mean()
 
 
 def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> dict[str, Tensor]:

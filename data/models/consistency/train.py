@@ -10,8 +10,7 @@ import copy
 import torch
 from torch import Tensor
 
-from rlgenkit.models.folders import write_components
-from ..recipes import MODELS, at_step, fit, write_record
+from ..recipes import MODELS, at_step, fit, write_components, write_record
 from ..epsilon.train import encode_text, predict
 from ..flow.train import BATCH, SCENES, empty_ids, latent_bank
 

@@ -6,8 +6,7 @@ Its text encoder is trained along with it; padding is masked, as the PixArt pipe
 import torch
 from torch import Tensor, nn
 
-from rlgenkit.models.folders import write_components
-from ..recipes import MODELS, at_step, fit, load_weights, optimizers_for, write_record
+from ..recipes import MODELS, at_step, fit, load_weights, optimizers_for, write_components, write_record
 from ..flow.train import (BATCH, HEADS, LAYERS, READING, SCENES, TEXT_STEPS, WIDTH, Reading, build_text_encoder,
                    build_tokenizer, drop_captions, latent_bank, learn_to_read)
 

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from rlgenkit.worlds.prompts import (BACKGROUNDS, COLORS, DIGITS, KINDS, NUMBERS, WORDS, Prompt, sample_prompts)
 from rlgenkit.worlds.scenes import render, sample_scenes
-from rlgenkit.models.folders import write_components
-from ..recipes import MODELS, WORK, at_step, fit, load_weights, optimizers_for, write_record
+from ..recipes import MODELS, WORK, at_step, fit, load_weights, optimizers_for, write_components, write_record
 
 BATCH, STEPS, SCENES = 48, 10000, 49152
 TOKENS, WIDTH, LAYERS, HEADS = 16, 128, 6, 4
