@@ -102,7 +102,7 @@ def painter_and_writer(folder):
 CASES = {
     "01_ddpo": (pipeline("StableDiffusionPipeline"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
-        "steps": 3, "trained_steps": 2, "round": 1, "looks": 8, "guided_rounds": 1}, None),
+        "steps": 3, "trained_steps": 2, "round": 1, "looks": 8}, None),
     "02_flow_grpo": (pipeline("StableDiffusion3Pipeline"), {
         "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),

@@ -221,12 +221,6 @@ QUIZZES = {
         0, "The paper reports this order of the first three. The tables below say what came out "
         "here, and what the shuffled arm does."),
     "01.q3": wb.Quiz(
-        "The learned look rises on and on. What will the true look do in three times as many "
-        "rounds?",
-        ["rise as well", "rise first, then fall", "stay", "fall from the start"],
-        1, "Near the curated pictures the two agree. Beyond them only the flaw is left to climb. "
-        "The second panel below says how far this training got."),
-    "01.q4": wb.Quiz(
         "The latents get 4 times as many numbers, and an update moves each of them by the same "
         "share of its standard deviation. By which factor does the spread of the mean-reduced "
         "log-ratio change?",
