@@ -13,7 +13,7 @@ from rlgenkit.rewards import (
 )
 from rlgenkit.worlds import load_geneval
 from data.human.geneval.make import make_geneval
-from rlgenkit.worlds.human import _checked
+from rlgenkit.worlds.human import checked_bytes
 
 
 def brute_best_of(scores, values, n):
@@ -125,4 +125,4 @@ def test_make_geneval_keeps_ratings_and_drops_identifiers(tmp_path):
 
 def test_missing_ratings_are_refused(tmp_path):
     with pytest.raises(ValueError, match="restore it"):
-        _checked(tmp_path / "ratings.csv")
+        checked_bytes(tmp_path / "ratings.csv")

@@ -143,7 +143,7 @@ def test_public_functions_have_docstrings():
 
 # Most tokens of a room (comments, docstrings and layout not counted). Raising one is a commit of
 # its own that says why; lowering is part of the work.
-BUDGET = {"rlgenkit": 2350, "worlds": 20200, "models": 18300, "samplers": 5070, "rewards": 20300,
+BUDGET = {"rlgenkit": 2350, "worlds": 20000, "models": 18300, "samplers": 5070, "rewards": 20300,
           "optimizers": 11400, "workbook": 28600, "commands": 6500, "ci": 15450, "data": 20600}
 
 

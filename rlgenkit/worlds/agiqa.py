@@ -4,15 +4,13 @@ Source: lcysyzxdxc/AGIQA-3k-Database (MIT), Li et al. 2023 (2306.04717). Prompts
 numbers, not as texts (some are crude); the mean and spread over raters, nothing about a rater.
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, checked_bytes
+from .human import DATA, columns
 
 AGIQA = DATA / "human" / "agiqa3k"
 COLUMNS = ("prompt", "generator", "quality", "quality_std", "fit", "fit_std")
@@ -36,17 +34,11 @@ class TwoRatings:
 
 def load_agiqa(folder: str | Path = AGIQA) -> TwoRatings:
     """The committed ratings; ValueError if the file is missing, changed or malformed."""
-    text = checked_bytes(Path(folder) / "ratings.csv").decode("utf-8")
-    rows = list(csv.DictReader(io.StringIO(text)))
-    try:
-        mean = torch.tensor([[float(r["quality"]), float(r["fit"])] for r in rows])
-        spread = torch.tensor([[float(r["quality_std"]), float(r["fit_std"])] for r in rows])
-        prompt = torch.tensor([int(r["prompt"]) for r in rows])
-        names = sorted({r["generator"] for r in rows})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"ratings.csv needs the columns {', '.join(COLUMNS)} with numbers "
-                         f"({error!r})") from error
-    if not rows or mean.min() < 0 or mean.max() > 5:
-        raise ValueError("ratings.csv needs rows with mean ratings between 0 and 5")
-    return TwoRatings(mean, spread, prompt, torch.tensor([names.index(r["generator"]) for r in rows]),
-                      tuple(names))
+    rows = columns(Path(folder) / "ratings.csv", dict(zip(COLUMNS, (int, str, *[float] * 4))))
+    mean = torch.tensor([rows["quality"], rows["fit"]]).T.contiguous()
+    spread = torch.tensor([rows["quality_std"], rows["fit_std"]]).T.contiguous()
+    if mean.min() < 0 or mean.max() > 5:
+        raise ValueError("ratings.csv needs mean ratings between 0 and 5")
+    names = sorted(set(rows["generator"]))
+    generator = torch.tensor([names.index(name) for name in rows["generator"]])
+    return TwoRatings(mean, spread, torch.tensor(rows["prompt"]), generator, tuple(names))

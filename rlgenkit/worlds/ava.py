@@ -1,14 +1,12 @@
 """AVA photographs: how many people gave each a score of 1 to 10 (votes only, no pictures)."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, _checked
+from .human import DATA, columns
 
 AVA = DATA / "human" / "ava"
 SCORES = tuple(range(1, 11))
@@ -25,15 +23,12 @@ class PhotoVotes:
 
 def load_ava(folder: str | Path = AVA) -> PhotoVotes:
     """The committed votes on 12,775 photographs (the validation part of AVA)."""
-    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "votes.csv"), newline="")))
-    try:
-        table = torch.tensor([[int(r["image"]), *(int(r[str(k)]) for k in SCORES)] for r in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError("votes.csv needs the columns image and 1 to 10, whole numbers in each") from error
-    votes = table[:, 1:] if rows else torch.zeros(0, 10)
-    if not rows or (votes < 0).any() or (votes.sum(1) < 1).any():
-        raise ValueError("votes.csv needs rows of counts from 0, with a vote in each")
-    return PhotoVotes(table[:, 0], votes)
+    names = ["image", *map(str, SCORES)]
+    rows = columns(Path(folder) / "votes.csv", dict.fromkeys(names, int))
+    votes = torch.tensor([rows[name] for name in names[1:]]).T.contiguous()
+    if (votes < 0).any() or (votes.sum(1) < 1).any():
+        raise ValueError("votes.csv needs counts from 0, with a vote in each row")
+    return PhotoVotes(torch.tensor(rows["image"]), votes)
 
 
 def vote_moments(votes: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,10 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,19 +39,20 @@ class HumanRatings:
 
 def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
     """The committed ratings; ValueError if the files are missing or not those of the manifest."""
-    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "ratings.csv"))))
-    tasks = {int(r["prompt"]): r["tag"]
-             for r in csv.DictReader(io.StringIO(_checked(Path(folder) / "prompts.csv")))}
-    keys = [(r["model"], int(r["prompt"]), int(r["sample"])) for r in rows]
+    rows = columns(Path(folder) / "ratings.csv", {
+        "model": MODELS.index, "prompt": int, "sample": int, "rater": int,
+        "fit": _number, "realism_0": _number, "realism_1": _number})
+    asked = columns(Path(folder) / "prompts.csv", {"prompt": int, "tag": str})
+    tasks = dict(zip(asked["prompt"], asked["tag"]))
+    keys = list(zip(rows["model"], rows["prompt"], rows["sample"]))
     images = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    place = torch.tensor([images[key] for key in keys]), torch.tensor(rows["rater"])
     fit = torch.full((len(images), RATERS), float("nan"))
     realism = torch.full((len(images), RATERS, 2), float("nan"))
-    for key, row in zip(keys, rows):
-        place = images[key], int(row["rater"])
-        fit[place] = _number(row["fit"])
-        realism[place] = torch.tensor([_number(row["realism_0"]), _number(row["realism_1"])])
+    fit[place] = torch.tensor(rows["fit"])
+    realism[place] = torch.tensor([rows["realism_0"], rows["realism_1"]]).T
     return HumanRatings(fit, realism,
-                        torch.tensor([MODELS.index(m) for m, _, _ in images]),
+                        torch.tensor([m for m, _, _ in images]),
                         torch.tensor([p for _, p, _ in images]),
                         tuple(tasks[p] for _, p, _ in images))
 
@@ -58,9 +61,21 @@ def _number(text: str) -> float:
     return float(text) if text else float("nan")
 
 
-def _checked(path: Path) -> str:
-    """The file's text, if its bytes are those that data/manifest.json names."""
-    return checked_bytes(path).decode("utf-8")
+def columns(path: Path, kinds: dict[str, Callable[[str], Any]]) -> dict[str, list]:
+    """Columns of a checked CSV file, name -> N values, each read by its kind (int, float, str ...).
+
+    ValueError, in one sentence that names the file, for an absent column, a value that is not of
+    its kind, or no row.
+    """
+    rows = list(csv.DictReader(io.StringIO(checked_bytes(path).decode("utf-8"), newline="")))
+    try:
+        found = {name: [kind(row[name]) for row in rows] for name, kind in kinds.items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path.name} needs the columns {', '.join(kinds)}, with numbers or whole "
+                         f"numbers where the committed file has them ({error!r})") from error
+    if not rows:
+        raise ValueError(f"{path.name} needs rows below its header")
+    return found
 
 
 def checked_bytes(path: Path) -> bytes:
@@ -103,13 +118,16 @@ def load_captions(contest: int = 540, folder: str | Path = CAPTIONS) -> CaptionV
     folder = Path(folder)
     if folder == CAPTIONS and contest not in CONTESTS:
         raise ValueError(f"there is no contest {contest}; choose one of {CONTESTS}")
-    rows = list(csv.DictReader(io.StringIO(_checked(folder / f"{contest}.csv"), newline="")))
     names = [*VOTES, *(f"adaptive_{name}" for name in VOTES)]
-    counts = _whole_numbers(rows, names, f"{contest}.csv")
+    count = {name: lambda text: int(text) if text != "" else -1 for name in names}
+    rows = columns(folder / f"{contest}.csv", count | {"caption": str})
+    counts = torch.tensor([rows[name] for name in names]).T.contiguous()
+    if (counts < -1).any():
+        raise ValueError(f"{contest}.csv has a negative count")
     if (counts[:, :3].sum(1) < 1).any():
         raise ValueError(f"{contest}.csv has a caption without votes; leave such rows out")
     adaptive = counts[:, 3:] if bool((counts[:, 3:] >= 0).all()) else None
-    return CaptionVotes(contest, tuple(r["caption"] for r in rows), counts[:, :3], adaptive)
+    return CaptionVotes(contest, tuple(rows["caption"]), counts[:, :3], adaptive)
 
 
 VADER = DATA / "human" / "vader"
@@ -124,28 +142,11 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
     in the origin's notes; it is seen in the data (residuals of neighbors correlate at 0.35 inside
     a batch and at -0.05 across its edge).
     """
-    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "sessions.csv"))))
-    try:
-        ratings = torch.tensor([[int(v) for v in r["ratings"].split()] for r in rows])
-        batch = torch.tensor([int(r["batch"]) for r in rows])
-    except (KeyError, ValueError, AttributeError) as error:
-        raise ValueError("sessions.csv needs the columns batch and ratings, the latter with "
-                         f"{BATCH} whole numbers") from error
-    if ratings.ndim != 2 or ratings.shape[1] != BATCH or ratings.abs().max() > 4:
+    whole = {"batch": int, "ratings": lambda text: [int(v) for v in text.split()]}
+    rows = columns(Path(folder) / "sessions.csv", whole)
+    if any(len(row) != BATCH or max(map(abs, row)) > 4 for row in rows["ratings"]):
         raise ValueError(f"sessions.csv needs {BATCH} ratings between -4 and 4 in every row")
+    ratings, batch = torch.tensor(rows["ratings"]), torch.tensor(rows["batch"])
     if (batch < 0).any() or (batch.bincount() == 1).any():
         raise ValueError("sessions.csv needs batch numbers from 0, and two sessions or more in every batch")
     return ratings.float(), batch
-
-
-def _whole_numbers(rows: list[dict], names: list[str], file: str) -> Tensor:
-    """Long [N, K] of the named columns, -1 where empty; ValueError names the file."""
-    if not rows or not {*names, "caption"} <= set(rows[0]):
-        raise ValueError(f"{file} needs rows and the columns {', '.join([*names, 'caption'])}")
-    try:
-        numbers = torch.tensor([[int(r[k]) if r[k] != "" else -1 for k in names] for r in rows])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file} has a count that is no whole number: {error}") from error
-    if (numbers < -1).any():
-        raise ValueError(f"{file} has a negative count")
-    return numbers

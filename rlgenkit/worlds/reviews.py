@@ -4,8 +4,6 @@ Only short sentences are kept, and every word outside the most frequent ones is 
 so that a small language model can learn the rest. The ratings are those of `load_vader`.
 """
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .human import BATCH, VADER, _checked, load_vader
+from .human import BATCH, VADER, columns, load_vader
 
 PAD, END, BLANK = 0, 1, 2
 SPECIAL = ("<pad>", "<end>", "_")
@@ -37,19 +35,16 @@ class Reviews:
 
 def load_reviews(folder: str | Path = VADER) -> Reviews:
     """The committed sentences; ValueError if a file is missing or not that of the manifest."""
-    rows = list(csv.DictReader(io.StringIO(_checked(Path(folder) / "reviews.csv"))))
-    if not rows or not {"item", "words"} <= set(rows[0]):
-        raise ValueError("reviews.csv needs rows and the columns item and words")
-    words = [row["words"].split() for row in rows]
+    rows = columns(Path(folder) / "reviews.csv", {"item": int, "words": str.split})
+    words = rows["words"]
     counts = Counter(word for row in words for word in row)
     counts.pop("_", None)
     vocabulary = (*SPECIAL, *sorted(counts, key=lambda word: (-counts[word], word)))
     place = {word: i for i, word in enumerate(vocabulary)}
-    ids = torch.zeros(len(rows), max(map(len, words)) + 1, dtype=torch.long)
+    ids = torch.zeros(len(words), max(map(len, words)) + 1, dtype=torch.long)
     for k, row in enumerate(words):
         ids[k, :len(row) + 1] = torch.tensor([place[word] for word in row] + [END])
-    items = torch.tensor([int(row["item"]) for row in rows])
-    return Reviews(vocabulary, ids, _halves(*load_vader(folder), items))
+    return Reviews(vocabulary, ids, _halves(*load_vader(folder), torch.tensor(rows["item"])))
 
 
 def _halves(ratings: Tensor, batch: Tensor, items: Tensor) -> Tensor:
