@@ -80,6 +80,11 @@ def test_the_reference_itself_does_not_count(namespace):
     assert exercises.load_checks("98_trial")["EXERCISES"]["98.1"] is found  # read once
 
 
+def test_a_notebook_that_holds_its_reference_may_show_it_as_the_solution(capsys):
+    wb.check("97.1", torch.sum, wb.Check(torch.sum, lambda g: [torch.randn(4, generator=g)]))
+    assert capsys.readouterr().out == "Exercise 97.1: correct on 3 random inputs\n"
+
+
 def test_bad_exercises_are_refused():
     with pytest.raises(ValueError, match="difficulty is 1 to 5, not 9"):
         wb.Exercise(torch.sum, lambda g: [torch.ones(2)], difficulty=9)

@@ -13,6 +13,7 @@ from collections import Counter, namedtuple
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from rlgenkit import workbook as wb
@@ -431,3 +432,21 @@ def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypat
         run.judge("C9", gains)
     quick = started(tmp_path / "quick", profile="quick")
     assert quick.judge("C1", gains, sham=gains).verdict == "not judged"
+
+
+def test_equal_content_gives_equal_bytes_and_earlier_files_are_read(tmp_path):
+    """Several entries of metadata would come in an order that changes from run to run."""
+    content = {"a": torch.arange(3.0), "b": [1, "x", None], "c": {}}
+    checkpoint.save(tmp_path / "new", content)
+    with safetensors.safe_open(tmp_path / "new", "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+    assert list(metadata) == ["json"]
+    skeleton, checksum = metadata["json"].split("\n")
+    earlier = safetensors.torch.save(tensors, {"json": skeleton, "checksum": checksum})
+    (tmp_path / "old").write_bytes(earlier)
+    for name in ("new", "old"):
+        found = checkpoint.load(tmp_path / name)
+        assert found["a"].equal(content["a"]) and (found["b"], found["c"]) == (content["b"], {})
+    (tmp_path / "old").write_bytes(earlier.replace(checksum.encode(), b"0" * len(checksum)))
+    with pytest.raises(checkpoint.Damaged):
+        checkpoint.load(tmp_path / "old")
