@@ -50,9 +50,9 @@ class Rollout:
     def rows(self, rows: Rows) -> Rollout:
         """The samples at `rows` (Long[b], a list or a slice)."""
         return Rollout(
-            _pick(self.prompts, rows),
+            picked(self.prompts, rows),
             self.groups[rows],
-            _pick(self.output, rows),
+            picked(self.output, rows),
             self.log_probs[rows],
             self.mask[rows],
             self.path.rows(rows),
@@ -69,11 +69,11 @@ class Rollout:
         )
 
 
-def _pick(things: Any, rows: Rows) -> Any:
-    """The entries of a tensor or a list at `rows`."""
-    if isinstance(things, Tensor) or isinstance(rows, slice):
-        return things[rows]
-    return [things[i] for i in torch.as_tensor(rows).tolist()]
+def picked(things: Any, rows: Rows) -> Any:
+    """The entries at `rows` of a tensor, a list, or what is indexed like a tensor."""
+    if isinstance(things, (list, tuple)) and not isinstance(rows, slice):
+        return [things[i] for i in torch.as_tensor(rows).tolist()]
+    return things[rows]
 
 
 @dataclass(frozen=True)

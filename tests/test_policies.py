@@ -70,8 +70,15 @@ TABLES = {
 }
 
 
-def image(request_or_base, kind="flow", **options):
-    return models.image_policy(request_or_base, **{"table": TABLES[kind], "rank": 2, "chunk": 4} | options)
+def image(base, kind="flow", **options):
+    return models.image_policy(base, **{"table": TABLES[kind], "rank": 2, "chunk": 4} | options)
+
+
+def walker():
+    """Two actions push the first two of four numbers, five times."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Unflatten(1, (2, 2)))
+    return models.gaussian_policy(net, lambda s, a: 0.9 * s + torch.cat([a, a], 1), 5)
 
 
 def some_policies(flow, epsilon):
@@ -83,6 +90,8 @@ def some_policies(flow, epsilon):
     yield "texts", language(), PROMPTS
     yield "ids, adapter", language(rank=2, temperature=0.5), [[3, 4, 5], [8], [9, 10]]
     yield "ids in a tensor", language(), torch.tensor([[3, 4], [8, 2], [9, 10]])
+    yield "a number", models.gaussian_policy(torch.zeros(2)), ["a", "b", "c"]
+    yield "a walk", walker(), randn(3, 4)
 
 
 # ------------------------------------------------------------------ sampling and replay
@@ -104,7 +113,7 @@ def test_replay_is_bit_equal_and_ratios_start_at_one(flow, epsilon):
         with policy.reference():
             assert torch.equal(policy.log_probs(rollout), rollout.log_probs), name
         # Some rows and some choices: the same numbers to rounding.
-        rows, steps = torch.tensor([5, 0, 2]), [2, 0]
+        rows, steps = torch.tensor([5, 0, 2]), [0, 2][:rollout.mask.shape[1]]
         part = rollout.rows(rows).columns(steps)
         for method in (policy.log_probs, policy.divergence):
             torch.testing.assert_close(method(part), method(rollout)[rows][:, steps], rtol=1e-4, atol=1e-5)
@@ -214,6 +223,84 @@ def test_reference_comes_back_after_an_error():
         assert all(torch.equal(a, b) for a, b in zip(policy.parameters, weights))
         raise RuntimeError("stop")
     assert not torch.equal(policy.parameters[0], weights[0])
+
+
+def test_a_gaussian_policy_is_a_gaussian():
+    policy = walker()
+    rollout = policy.sample(randn(3, 4), gen(), copies=2)
+    assert rollout.output.shape == (6, 6, 4) and rollout.log_probs.shape == (6, 5)
+    shake(policy, 0.3)
+    before, after = [], []
+    for t in range(5):
+        state, action = rollout.output[:, t], rollout.path.actions[:, t]
+        torch.testing.assert_close(rollout.output[:, t + 1], policy.move(state, action))
+        for found, how in ((after, torch.enable_grad()), (before, policy.reference())):
+            with how:
+                mean, log_std = policy.net(state).unbind(1)
+            found.append(Normal(mean, log_std.exp()))
+        torch.testing.assert_close(policy.log_probs(rollout)[:, t], after[t].log_prob(action).sum(1))
+        torch.testing.assert_close(rollout.log_probs[:, t], before[t].log_prob(action).sum(1))
+        kl = kl_divergence(after[t], before[t]).sum(1)
+        torch.testing.assert_close(policy.divergence(rollout)[:, t], kl, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="horizon"):
+        models.gaussian_policy(torch.zeros(2), horizon=3)
+    with pytest.raises(ValueError, match="mean, log_std"):
+        models.gaussian_policy(torch.zeros(3)).sample(["x"], gen())
+
+
+def test_a_gaussian_policy_finds_the_best_number():
+    policy, generator = models.gaussian_policy(torch.zeros(2)), gen()
+    adam = torch.optim.Adam(policy.parameters, lr=0.05)
+    for _ in range(100):
+        rollout = policy.sample(["a number"], generator, copies=64)
+        advantages = o.group_advantages(-((rollout.output - 3) ** 2), rollout.groups)
+        assert o.policy_update(policy, adam, rollout, o.reinforce(advantages))["ratio_deviation"] == 0
+    assert policy.parameters[0][0].item() == pytest.approx(3, abs=0.1)
+
+
+# ------------------------------------------------------------------ pictures that are looked at
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    from data.models.vision_language import train
+
+    torch.manual_seed(3)
+    model = train.build().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(3.0)
+    return model, train.build_processor()
+
+
+def test_seeing_policies(seeing):
+    policy = models.vision_language_policy(seeing, new=6, chunk=4)
+    eye = [w.clone() for w in policy.model.model.vision_tower.parameters()]
+    pictures = torch.rand(4, 3, 64, 64, generator=gen())
+    asked = [(picture, "rate") for picture in pictures]
+    rollout = policy.sample(asked, gen(1), copies=2)
+    assert len(rollout.output) == 8 and isinstance(rollout.output[0], str)
+    assert torch.equal(policy.log_probs(rollout), rollout.log_probs)
+    views = models.make_views(policy.model, policy.processor, pictures, "rate")
+    batch = models.answer_views(policy.model, views, 6, gen(1), 1.0, policy.end, policy.pad, 2)
+    assert torch.equal(batch.ids, rollout.path.batch.ids)
+    torch.testing.assert_close(batch.log_probs, rollout.log_probs, rtol=1e-4, atol=1e-5)
+    # Rows in any company: uneven groups read their pictures anew.
+    rows = torch.tensor([5, 0, 1, 7])
+    torch.testing.assert_close(policy.log_probs(rollout.rows(rows)), rollout.log_probs[rows], rtol=1e-4, atol=1e-5)
+    frozen = policy.sample(models.freeze_views(policy.model, views, 2), gen(1), copies=2)
+    assert torch.equal(frozen.path.batch.ids, batch.ids)
+    loss = o.clipped_ratio(randn(8), 0.2)
+    stats = o.policy_update(policy, o.make_optimizer(policy.parameters, 1e-2), frozen, loss, beta=0.1)
+    assert stats["ratio_deviation"] == 0 and stats["grad_norm"] > 0
+    assert (policy.entropies(frozen)[frozen.mask] > 0).all()
+    with policy.reference():
+        assert torch.equal(policy.log_probs(frozen), frozen.log_probs)
+    assert not torch.equal(policy.log_probs(frozen), frozen.log_probs)
+    assert all(torch.equal(a, b) for a, b in zip(policy.model.model.vision_tower.parameters(), eye))
+    twin = models.vision_language_policy(policy)
+    assert twin.new == 6 and twin.processor is policy.processor and twin.model is not policy.model
 
 
 # ------------------------------------------------------------------ the update, on a policy of numbers
@@ -449,7 +536,7 @@ def test_image_update_equals_policy_gradient_update_to_the_bit(flow, beta):
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("average, length", [("token", None), ("sequence", None), ("constant", 9)])
 def test_token_update_equals_token_policy_loss_to_the_bit(average, length, beta):
-    policy = language(chunk=64)
+    policy = language(chunk=64, temperature=3.0)
     twin = copy.deepcopy(policy.model)
     rollout = policy.sample([[3, 4, 5], [8], [9, 10], [2, 3]], gen(), copies=3)
     shake(policy, 0.02)

@@ -1,9 +1,9 @@
-"""Language policies: a causal language model as a policy over its tokens."""
+"""Language policies: a causal model as a policy over its tokens, with or without pictures to see."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,40 +13,83 @@ import torch
 from torch import Tensor, nn
 
 from rlgenkit.divergences import kl_k3
-from rlgenkit.records import Rollout, Rows
+from rlgenkit.records import Rollout, Rows, picked
 
 from .tokens import (
     TokenBatch,
+    chosen,
+    entropies,
     generate,
     load_language_model,
     pad_left,
-    token_entropies,
-    token_logprobs,
+    token_distributions,
 )
 from .trainable import Trainable, make_trainable
+from .vision_language import (
+    Views,
+    answer_distributions,
+    answer_views,
+    load_vision_language,
+    make_views,
+)
 
-Prompts = Sequence[str] | Sequence[Sequence[int]] | Tensor
+Prompts = Sequence[str] | Sequence[Sequence[int]] | Sequence[tuple[Tensor, str]] | Tensor | Views
+Measure = Callable[[Tensor, TokenBatch], Tensor]
+"""fn(distributions [b, T, V], batch) -> [b, T]."""
 
 
 @dataclass(frozen=True, eq=False)
 class TokenPath:
-    """The tokens of prompts and answers; steps Long[T]: the place in the answer of every choice."""
+    """The tokens of prompts and answers. steps Long[T]: the place in the answer of every choice;
+    views: what was shown, and seen Long[B] which of them each answer is about; None for texts."""
 
     batch: TokenBatch
     steps: Tensor
+    views: Views | None = None
+    seen: Tensor | None = None
 
     def rows(self, rows: Rows) -> TokenPath:
         """Some answers, as wide as all."""
-        return replace(self, batch=self.batch.index(rows))
+        seen = None if self.seen is None else self.seen[rows]
+        return replace(self, batch=self.batch.index(rows), seen=seen)
 
     def columns(self, steps: Tensor) -> TokenPath:
         """Some choices."""
         return replace(self, steps=self.steps[steps])
 
+    def over(self, model: nn.Module, chunk: int, what: Measure) -> Tensor:
+        """what(distributions, batch) of all answers, [B, T] by `steps`, in passes of `chunk` rows."""
+        one = _of_texts if self.views is None else _of_views
+        parts = torch.arange(len(self.batch.ids)).split(chunk)
+        return torch.cat([one(model, self.rows(rows), what) for rows in parts])[:, self.steps]
+
+
+def _of_texts(model: nn.Module, path: TokenPath, what: Measure) -> Tensor:
+    """Equal rows are computed once."""
+    batch, n = path.batch, len(path.batch.ids)
+    kinds, back = torch.cat([batch.ids, batch.real.long()], 1).unique(dim=0, return_inverse=True)
+    if len(kinds) == n:
+        return what(token_distributions(model, batch), batch)
+    first = torch.full((len(kinds),), n, device=back.device)
+    first.scatter_reduce_(0, back, torch.arange(n, device=back.device), "amin")
+    few = batch.index(first)
+    return what(token_distributions(model, few), few)[back]
+
+
+def _of_views(model: nn.Module, path: TokenPath, what: Measure) -> Tensor:
+    """The answers to a view share the pass over it where each view has as many, neighbors."""
+    kinds, counts = path.seen.unique_consecutive(return_counts=True)
+    even = len(kinds.unique()) == len(kinds) and bool((counts == counts[0]).all())
+    views = path.views.index(kinds if even else path.seen)
+    return what(answer_distributions(model, views, path.batch), path.batch)
+
 
 @dataclass(frozen=True, eq=False)
 class LanguagePolicy:
-    """A language model whose choices are the tokens of its answers; see language_policy."""
+    """A language model whose choices are the tokens of its answers; see language_policy.
+
+    processor: of a model that sees, else None.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -56,6 +99,7 @@ class LanguagePolicy:
     new: int = 64
     temperature: float = 1.0
     chunk: int = 64
+    processor: Any = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -78,20 +122,21 @@ class LanguagePolicy:
         """`copies` answers to every prompt, neighbors, each prompt a group of its own.
 
         Texts are answered by texts, rows of ids (Long[B, P] or lists) by ids Long[B, T], padded
-        behind the end token. temperature 0 takes the likeliest token (None: the policy's own).
-        Without `score` the log-probs are nan: faster, for what is only looked at.
+        behind the end token; pictures [3, H, W] with a request each, or `Views`, by texts.
+        temperature 0 takes the likeliest token (None: the policy's own). Without `score` the
+        log-probs are nan: faster, for what is only looked at.
         """
-        ids, real = (x.repeat_interleave(copies, 0) for x in self._encode(prompts))
         heat = self.temperature if temperature is None else temperature
-        batch = generate(self.model, ids, self.new, generator, heat, self.end, self.pad, real, None, False)
-        path = TokenPath(batch, torch.arange(batch.log_probs.shape[1]))
-        scores = torch.cat(self._over(path, token_logprobs)) if score else batch.log_probs + torch.nan
-        repeated = [prompt for prompt in prompts for _ in range(copies)]
+        path = self._answer(prompts, generator, copies, heat)
+        batch = path.batch
+        old = path.over(self.model, self.chunk, chosen) if score else batch.log_probs + torch.nan
+        rows = torch.arange(len(prompts)).repeat_interleave(copies)
+        ids = isinstance(prompts, Tensor) or path.views is None and not isinstance(prompts[0], str)
         return Rollout(
-            prompts=torch.stack(repeated) if isinstance(prompts, Tensor) else repeated,
-            groups=torch.arange(len(ids)) // copies,
-            output=self._texts(batch) if isinstance(repeated[0], str) else batch.answers.cpu(),
-            log_probs=scores.cpu(),
+            prompts=picked(prompts, rows),
+            groups=torch.arange(len(batch.ids)) // copies,
+            output=batch.answers.cpu() if ids else self._texts(batch),
+            log_probs=old.cpu(),
             mask=batch.mask.cpu(),
             path=path,
         )
@@ -107,8 +152,7 @@ class LanguagePolicy:
     @torch.no_grad()
     def entropies(self, rollout: Rollout) -> Tensor:
         """Entropy in nats [B, T] of the distribution behind every token, 0 off the mask."""
-        found = torch.cat(self._over(rollout.path, token_entropies))
-        return found[:, rollout.path.steps].cpu()
+        return rollout.path.over(self.model, self.chunk, entropies).cpu()
 
     def choices_at_once(self, rows: int) -> int:
         """All tokens of a row come from one pass."""
@@ -116,29 +160,32 @@ class LanguagePolicy:
 
     def replay(self, rollout: Rollout, divergence: bool = False) -> tuple[Tensor, Tensor | None]:
         """(log_probs [B, T], divergence [B, T] or None) from one pass."""
-        path = rollout.path
-        now = torch.cat(self._over(path, token_logprobs))[:, path.steps]
+        now = rollout.path.over(self.model, self.chunk, chosen)
         if not divergence:
             return now, None
         with torch.no_grad(), self.reference():
-            before = torch.cat(self._over(path, token_logprobs))[:, path.steps]
+            before = rollout.path.over(self.model, self.chunk, chosen)
         return now, torch.where(rollout.mask.to(now.device), kl_k3(now, before), 0.0)
 
-    def _over(self, path: TokenPath, what: Any) -> list[Tensor]:
-        """`what`(model, batch) [b, T] in chunks of rows; equal rows of a chunk are computed once."""
-        found = []
-        for rows in torch.arange(len(path.batch.ids)).split(self.chunk):
-            batch = path.batch.index(rows)
-            both = torch.cat([batch.ids, batch.real.long()], 1)
-            kinds, back = both.unique(dim=0, return_inverse=True)
-            if len(kinds) == len(rows):
-                found.append(what(self.model, batch))
-                continue
-            first = torch.full((len(kinds),), len(rows), device=back.device)
-            place = torch.arange(len(rows), device=back.device)
-            first.scatter_reduce_(0, back, place, "amin")
-            found.append(what(self.model, batch.index(first))[back])
-        return found
+    def _answer(
+        self, prompts: Prompts, generator: torch.Generator | None, copies: int, heat: float
+    ) -> TokenPath:
+        """Draw `copies` answers to every prompt, all in one batch, without log-probs."""
+        if isinstance(prompts, Views) or isinstance(prompts[0], tuple):
+            views = prompts
+            if not isinstance(prompts, Views):
+                images, requests = zip(*prompts)
+                views = make_views(self.model, self.processor, torch.stack(images), requests)
+            batch = answer_views(
+                self.model, views, self.new, generator, heat, self.end, self.pad, copies, False
+            )
+            seen = torch.arange(len(views)).repeat_interleave(copies)
+            return TokenPath(batch, torch.arange(batch.log_probs.shape[1]), views, seen)
+        ids, real = (x.repeat_interleave(copies, 0) for x in self._encode(prompts))
+        batch = generate(
+            self.model, ids, self.new, generator, heat, self.end, self.pad, real, score=False
+        )
+        return TokenPath(batch, torch.arange(batch.log_probs.shape[1]))
 
     def _encode(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """(ids Long[B, P], real Bool[B, P]) on the model's device."""
@@ -174,19 +221,55 @@ def language_policy(
     network (or the adapter that it carries), else a LoRA drawn from `seed`, in the `top` last blocks
     only. chunk: rows of one pass (64). end, pad: token ids, the tokenizer's own where left out.
     """
-    kept = {}
-    if isinstance(source, LanguagePolicy):
-        kept = {name: getattr(source, name) for name in ("end", "pad", "new", "temperature", "chunk")}
-        source = (source.model, source.tokenizer)
-    if isinstance(source, tuple):
-        model, tokenizer = copy.deepcopy(source[0]), source[1]
-    else:
-        model, tokenizer = load_language_model(source, device)
     given = {"end": end, "pad": pad, "new": new, "temperature": temperature, "chunk": chunk}
-    kept |= {name: value for name, value in given.items() if value is not None}
+    model, tokenizer, kept = _found(source, load_language_model, device, given)
+    return LanguagePolicy(model, tokenizer, make_trainable(model, rank, seed, top=top), **kept)
+
+
+def vision_language_policy(
+    source: str | Path | tuple[nn.Module, Any] | LanguagePolicy,
+    *,
+    rank: int = 0,
+    new: int | None = None,
+    temperature: float | None = None,
+    chunk: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> LanguagePolicy:
+    """A policy that answers requests about pictures, as `language_policy` does texts.
+
+    source: a folder, a hub id, (model, processor), or a policy; models in memory are copied. rank 0
+    trains the language side, never the eye: `freeze_views` may then be used on what it is shown.
+    """
+    given = {"new": new, "temperature": temperature, "chunk": chunk}
+    model, processor, kept = _found(source, load_vision_language, device, given)
+    kept["processor"] = processor
+    speech = nn.ModuleList([model.model.language_model, model.lm_head])
+    trained = make_trainable(model, rank, seed, speech)
+    return LanguagePolicy(model, processor.tokenizer, trained, **kept)
+
+
+SETTINGS = ("end", "pad", "new", "temperature", "chunk", "processor")
+
+
+def _found(
+    source: str | Path | tuple[nn.Module, Any] | LanguagePolicy,
+    load: Callable[[str | Path, str], tuple[nn.Module, Any]],
+    device: str,
+    given: dict[str, Any],
+) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """(model, tokenizer or processor, settings): loaded, or copied if in memory; settings not given
+    are those of the policy that was copied, or the tokenizer's."""
+    kept = {name: value for name, value in given.items() if value is not None}
+    if isinstance(source, LanguagePolicy):
+        kept = {name: getattr(source, name) for name in SETTINGS} | kept
+        source = (source.model, source.processor or source.tokenizer)
+    in_memory = isinstance(source, tuple)
+    model, reader = source if in_memory else load(source, device)
+    tokenizer = getattr(reader, "tokenizer", reader)
     if "end" not in kept:
         kept["end"] = tokenizer.eos_token_id
     if "pad" not in kept:
         pad = getattr(tokenizer, "pad_token_id", None)
         kept["pad"] = kept["end"] if pad is None else pad
-    return LanguagePolicy(model, tokenizer, make_trainable(model, rank, seed, top=top), **kept)
+    return copy.deepcopy(model) if in_memory else model, reader, kept

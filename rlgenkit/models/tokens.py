@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import io
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,26 +132,40 @@ def generate(model: nn.Module, prompts: Tensor, new: int, generator: torch.Gener
     real = torch.ones_like(prompts, dtype=torch.bool) if real is None else real
     if temperature < 0 or new < 1 or not real[:, -1].all():
         raise ValueError("generate needs temperature >= 0, new >= 1 and padding on the left only")
-    ids, past, done = prompts, None, torch.zeros_like(prompts[:, 0], dtype=torch.bool)
-    for _ in range(new):
-        places = _positions(real)
-        if past is not None:
-            places = places[:, -1:]
-        out = model(ids if past is None else ids[:, -1:], attention_mask=real.long(),
-                    position_ids=places, past_key_values=past, use_cache=True)
+    out = model(prompts, attention_mask=real.long(), position_ids=_positions(real), use_cache=True)
+    past = out.past_key_values
+
+    def after(token: Tensor, real: Tensor) -> Tensor:
+        nonlocal past
+        out = model(token[:, None], attention_mask=real.long(), position_ids=_positions(real)[:, -1:],
+                    past_key_values=past, use_cache=True)
         past = out.past_key_values
-        token = _pick(out.logits[:, -1], temperature, generator)
-        token = torch.where(done, pad, token)
-        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
-        done = done | (token == end)
-        if done.all():
-            break
+        return out.logits[:, -1]
+
+    ids, real = speak(out.logits[:, -1], after, prompts, real, new, end, pad, temperature, generator)
     empty = torch.zeros(len(ids), ids.shape[1] - prompts.shape[1], device=ids.device)
     batch = TokenBatch(ids, real, empty, temperature)
     if not score:
         return batch
     rows = torch.arange(len(ids)).split(chunk or len(ids))
     return replace(batch, log_probs=torch.cat([token_logprobs(model, batch.index(r)) for r in rows]))
+
+
+def speak(logits: Tensor, after: Callable[[Tensor, Tensor], Tensor], ids: Tensor, real: Tensor, new: int,
+          end: int, pad: int, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(ids Long[B, P+T], real Bool[B, P+T]) with up to `new` tokens drawn behind ids [B, P].
+
+    logits [B, V] of the first token; after(token Long[B], real) -> those of the next one.
+    """
+    done = torch.zeros_like(ids[:, 0], dtype=torch.bool)
+    for count in range(new):
+        token = torch.where(done, pad, _pick(logits, temperature, generator))
+        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
+        done = done | (token == end)
+        if done.all() or count + 1 == new:
+            break
+        logits = after(token, real)
+    return ids, real
 
 
 def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -162,22 +176,33 @@ def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     return torch.multinomial(chances, 1, generator=generator)[:, 0].to(logits.device)
 
 
-def token_logprobs(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Log-probs float32 [B, T] of the batch's answers under `model`, 0 on padding (differentiable).
+def token_distributions(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Log-probs float32 [B, T, V] of every token at each place of the answers (differentiable).
 
     One forward pass with the answers given (teacher forcing), at the temperature of the batch.
     """
     out = model(batch.ids[:, :-1], attention_mask=batch.real[:, :-1].long(),
                 position_ids=_positions(batch.real)[:, :-1], use_cache=False)
-    logits = out.logits[:, batch.width - 1:]
-    chosen = _scaled(logits, batch.temperature).gather(2, batch.answers[..., None])[..., 0]
-    return torch.where(batch.mask, chosen, 0.0)
+    return _scaled(out.logits[:, batch.width - 1:], batch.temperature)
+
+
+def chosen(distributions: Tensor, batch: TokenBatch) -> Tensor:
+    """Log-probs [B, T] of the answers' tokens, 0 on padding."""
+    found = distributions.gather(2, batch.answers[..., None])[..., 0]
+    return torch.where(batch.mask, found, 0.0)
+
+
+def entropies(distributions: Tensor, batch: TokenBatch) -> Tensor:
+    """Entropy in nats [B, T] of the distribution that each token was drawn from, 0 on padding."""
+    return torch.where(batch.mask, -(distributions.exp() * distributions).sum(-1), 0.0)
+
+
+def token_logprobs(model: nn.Module, batch: TokenBatch) -> Tensor:
+    """Log-probs float32 [B, T] of the batch's answers under `model`, 0 on padding (differentiable)."""
+    return chosen(token_distributions(model, batch), batch)
 
 
 @torch.no_grad()
 def token_entropies(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Entropy in nats [B, T] of the distribution that each token was drawn from, 0 on padding."""
-    out = model(batch.ids[:, :-1], attention_mask=batch.real[:, :-1].long(),
-                position_ids=_positions(batch.real)[:, :-1], use_cache=False)
-    log_probs = _scaled(out.logits[:, batch.width - 1:], batch.temperature)
-    return torch.where(batch.mask, -(log_probs.exp() * log_probs).sum(-1), 0.0)
+    return entropies(token_distributions(model, batch), batch)

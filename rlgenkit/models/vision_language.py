@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, _pick, _scaled
+from .tokens import TokenBatch, _scaled, chosen, speak
 
 SMALL = "data/models/vision_language"
 
@@ -35,6 +35,9 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, rows: Tensor) -> Views:
+        return self.index(rows)
 
     def index(self, rows: Tensor) -> Views:
         """The views of the given rows Long[b]."""
@@ -133,15 +136,15 @@ def answer_views(model: nn.Module, views: Views, new: int, generator: torch.Gene
         raise ValueError("answers need temperature >= 0, new >= 1 and group >= 1")
     logits, past = _read(model, views, group)
     ids, real = (t.repeat_interleave(group, 0) for t in (views.ids, views.real))
-    done, width = torch.zeros(len(ids), dtype=torch.bool, device=ids.device), ids.shape[1]
-    for count in range(new):
-        token = torch.where(done, pad, _pick(logits, temperature, generator))
-        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
-        done = done | (token == end)
-        if done.all() or count + 1 == new:
-            break
+    width = ids.shape[1]
+
+    def after(token: Tensor, real: Tensor) -> Tensor:
+        nonlocal past
         out = model(input_ids=token[:, None], attention_mask=real.long(), past_key_values=past, use_cache=True)
-        logits, past = out.logits[:, -1], out.past_key_values
+        past = out.past_key_values
+        return out.logits[:, -1]
+
+    ids, real = speak(logits, after, ids, real, new, end, pad, temperature, generator)
     batch = TokenBatch(ids, real, torch.zeros(len(ids), ids.shape[1] - width, device=ids.device), temperature)
     return replace(batch, log_probs=answer_logprobs(model, views, batch)) if score else batch
 
@@ -164,8 +167,7 @@ def answer_distributions(model: nn.Module, views: Views, batch: TokenBatch) -> T
 
 def answer_logprobs(model: nn.Module, views: Views, batch: TokenBatch) -> Tensor:
     """Log-probs float32 [B * group, T] of the batch's answers, 0 on padding (differentiable)."""
-    chosen = answer_distributions(model, views, batch).gather(2, batch.answers[..., None])[..., 0]
-    return torch.where(batch.mask, chosen, 0.0)
+    return chosen(answer_distributions(model, views, batch), batch)
 
 
 def given_answers(processor: Any, views: Views, texts: Sequence[str]) -> TokenBatch:
