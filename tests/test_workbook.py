@@ -128,8 +128,8 @@ def test_a_table_gives_presets_and_ranges():
     ("quick  full\nsteps  1  2  3", "has 3 cells for 2 profiles: keep columns apart by two spaces"),
     ("quick  range  full\nsteps  1  2  3", "the table starts with a line of profiles"),
     ("quick  full\nsteps  1  2\nsteps  1  2", "the table has two rows `steps`"),
-    ("quick  full\nsteps  1  many", "`steps` must be an int, but it is 'many' (str)"),
-    ("quick  full  range\nsteps  1  9  1..5", "`steps` must be between 1 and 5, but it is 9"),
+    ("quick  full\nclip  1  1\nreward  a  a\nsteps  1  many", "`steps` must be an int, but it is 'many' (str)"),
+    ("quick  full  range\nclip  1  1\nreward  a  a\nsteps  1  9  1..5", "`steps` must be between 1 and 5, but it is 9"),
     ("", "needs the presets of each profile, best as a table"),
 ])
 def test_faults_of_a_table_are_one_sentence(table, sentence):
@@ -158,6 +158,25 @@ def test_declared_reads_the_table_and_types_by_their_syntax(tmp_path):
         wb.declared(written(tmp_path / "b.ipynb", CELL.replace("steps: int = None", "steps: int = 2 * 3"), call))
     with pytest.raises(wb.ParameterError, match="has no cell tagged `parameters`"):
         wb.declared(written(tmp_path / "c.ipynb", "", call))
+
+
+def test_mistyped_names_of_the_parameters_cell_are_told():
+    """Also those that would change nothing without a word."""
+    typo = CELL.replace("clip:", "clipp:")
+    space, kinds = {}, "the parameters cell names `clipp`"
+    exec(typo, space)
+    with pytest.raises(wb.ParameterError, match=kinds + ", which has no row .* .did you mean `clip`"):
+        wb.parameters(space, "98_trial", table="default  range\nsteps  1\nclip  0.1\nreward  truth")
+    with pytest.raises(wb.ParameterError, match=kinds + "; write `clip`"):
+        wb.parameters(space, "98_trial", {"default": {"steps": 1}}, {"clip": (0, 1)})
+    live = namespace(steps=5)
+    live["In"] = ["", CELL.replace("steps: int = None", "steps = 5")]
+    with pytest.raises(wb.ParameterError, match="sets `steps` without its type, which would be ignored"):
+        wb.parameters(live, "98_trial", PRESETS)
+
+
+def test_a_parameter_error_shows_its_sentence_alone_in_a_notebook():
+    assert wb.ParameterError("no steps")._render_traceback_() == ["ParameterError: no steps"]
 
 
 @pytest.fixture

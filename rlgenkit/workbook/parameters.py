@@ -28,6 +28,10 @@ Ranges = Mapping[str, tuple | list]
 class ParameterError(ValueError):
     """A parameter that cannot be used; the message is one sentence with the remedy in it."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the sentence, without the way to it."""
+        return [f"ParameterError: {self}"]
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -89,6 +93,7 @@ def parameters(
     types = _types_in(namespace)
     if table:
         presets, ranges = read_table(table, types)
+        _same_names(types, presets)
     if not presets:
         raise ParameterError("wb.parameters needs the presets of each profile, best as a table")
     for name in _injected(namespace, types):
@@ -132,6 +137,15 @@ def read_table(
         if len(cells) > len(profiles):
             ranges[name] = _span(cells[-1], kind)
     return presets, ranges
+
+
+def _same_names(types: Mapping[str, str], presets: Mapping[str, Mapping]) -> None:
+    """Every own parameter has a row of the table; a name that has none is mistyped."""
+    rows = next(iter(presets.values()))
+    for name in types:
+        if name not in COMMON and name not in rows:
+            raise ParameterError(f"the parameters cell names `{name}`, which has no row in the table"
+                                 + _nearest(name, rows))
 
 
 def _literal(text: str, kind: str) -> Any:
@@ -300,6 +314,9 @@ def _check_presets(types: Mapping, presets: Mapping[str, Mapping], ranges: Range
     known = set(types) | set.union(*names)
     for name in ranges:
         if name not in known:
+            own = [typed for typed in types if typed not in ranges and typed not in COMMON]
+            if mistyped := difflib.get_close_matches(name, own, 1, 0.6):
+                raise ParameterError(f"the parameters cell names `{mistyped[0]}`; write `{name}`")
             raise ParameterError(f"`ranges` names `{name}`, which is no parameter"
                                  + _nearest(name, known))
 
@@ -337,6 +354,11 @@ def _types_in(namespace: Mapping[str, Any]) -> dict[str, str]:
         types = {node.target.id: ast.unparse(node.annotation) for node in tree.body
                  if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
         if "profile" in types:
+            for node in tree.body:
+                if isinstance(node, ast.Assign):
+                    text = ast.unparse(node.targets[0])
+                    raise ParameterError(f"the parameters cell sets `{text}` without its type, which "
+                                         f"would be ignored: write `{text}: type = ...`")
             return types
     notes = namespace.get("__annotations__", {})
     return {k: getattr(v, "__name__", str(v)) for k, v in notes.items()}
