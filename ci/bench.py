@@ -58,8 +58,7 @@ def medians(rivals: dict[str, Callable[[], object]], repeats: int, inner: int = 
 
 
 def build_pipeline() -> object:
-    """Random SD3-class pipeline: 4 layers of width 128 over 64 + 16 tokens, and a tiny autoencoder.
-    """
+    """Random SD3-class pipeline: 4 layers of width 128 over 64 + 16 tokens, and a tiny autoencoder."""
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,
@@ -155,8 +154,7 @@ class Setting:
 
 
 def load_peer(path: Path) -> SimpleNamespace:
-    """The peer's step, pipeline and compute_log_prob; the last is lifted out of its script by ast.
-    """
+    """The peer's step, pipeline and compute_log_prob; the last is lifted out of its script by ast."""
     sys.path.insert(0, str(path))
     step = importlib.import_module("flow_grpo.diffusers_patch.sd3_sde_with_logprob")
     pipeline = importlib.import_module("flow_grpo.diffusers_patch.sd3_pipeline_with_logprob")

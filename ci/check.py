@@ -21,10 +21,15 @@ def problems(names: list[str]) -> list[str]:
         found = lint.lint(path) + committed.problems(path)
         rows += [f"{path.name}: {text}" for text in found]
     if not names:
-        rows += [f"{page}: out of date, run python -m rlgenkit report" for page in report(check=True)]
+        rows += [
+            f"{page}: out of date, run python -m rlgenkit report" for page in report(check=True)
+        ]
         official = [p for p in series() if not committed.is_draft(committed.read(p))]
-        rows += [f"{p.name}: no data/results/{p.stem[:2]}.json" for p in official
-                 if not (RESULTS / f"{p.stem[:2]}.json").is_file()]
+        rows += [
+            f"{p.name}: no data/results/{p.stem[:2]}.json"
+            for p in official
+            if not (RESULTS / f"{p.stem[:2]}.json").is_file()
+        ]
     return rows
 
 

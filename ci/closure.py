@@ -70,7 +70,7 @@ def resolve(name: str) -> set[str]:
 
 
 def dotted(node) -> str:
-    """"a.b.c" for names and chains of attributes, else ""."""
+    """ "a.b.c" for names and chains of attributes, else ""."""
     if isinstance(node, ast.Name):
         return node.id
     stem = dotted(node.value) if isinstance(node, ast.Attribute) else ""
@@ -87,9 +87,11 @@ def imports(tree: ast.AST, package: list[str]) -> tuple[set[str], dict[str, str]
         if isinstance(node, ast.Import):
             for a in node.names:
                 names.add(a.name)
-                bound[a.asname or a.name.split(".")[0]] = a.name if a.asname else a.name.split(".")[0]
+                bound[a.asname or a.name.split(".")[0]] = (
+                    a.name if a.asname else a.name.split(".")[0]
+                )
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *filter(None, [node.module])])
             for a in node.names:
                 names.add(f"{stem}.{a.name}")
@@ -100,8 +102,15 @@ def imports(tree: ast.AST, package: list[str]) -> tuple[set[str], dict[str, str]
     return {n for n in names if NAME.match(n)}, own
 
 
-SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ListComp, ast.SetComp,
-          ast.DictComp, ast.GeneratorExp)
+SCOPES = (
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 
 
 def local_names(scope: ast.AST) -> set[str]:

@@ -60,8 +60,9 @@ def doctor() -> int:
     """Print what is here and what is wrong; 0 when nothing is, else 1."""
     import torch
 
-    devices = ["cpu"] + [f"cuda:{i} {torch.cuda.get_device_name(i)}"
-                         for i in range(torch.cuda.device_count())]
+    devices = ["cpu"] + [
+        f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
     if torch.backends.mps.is_available():
         devices.append("mps")
     python = platform.python_version()

@@ -93,7 +93,12 @@ def solutions(nb: dict, answers: Mapping[str, str] | None = None) -> dict:
 
 def note(cell: dict, word: str, text: str) -> dict:
     """A markdown cell whose id follows from that of `cell`."""
-    return {"cell_type": "markdown", "id": f"{cell['id'][:60]}-{word}", "metadata": {}, "source": text}
+    return {
+        "cell_type": "markdown",
+        "id": f"{cell['id'][:60]}-{word}",
+        "metadata": {},
+        "source": text,
+    }
 
 
 def asked(code: str) -> list[str]:

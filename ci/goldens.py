@@ -53,8 +53,11 @@ def digests(folder: Path) -> dict[str, str]:
     from rlgenkit.workbook import checkpoint
 
     found, lines = {}, {}
-    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines() if (
-            folder / "metrics.jsonl").is_file() else []:
+    for line in (
+        (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        if (folder / "metrics.jsonl").is_file()
+        else []
+    ):
         row = json.loads(line)
         lines.setdefault(row.pop("phase"), []).append(row)
     for name, rows in lines.items():
@@ -88,8 +91,11 @@ def measure(path: Path) -> dict[str, str]:
 
 def compare(known: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
     """Names whose digest changed, is gone, or is new."""
-    return {"changed": sorted(k for k in known.keys() & now.keys() if known[k] != now[k]),
-            "gone": sorted(known.keys() - now.keys()), "new": sorted(now.keys() - known.keys())}
+    return {
+        "changed": sorted(k for k in known.keys() & now.keys() if known[k] != now[k]),
+        "gone": sorted(known.keys() - now.keys()),
+        "new": sorted(now.keys() - known.keys()),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,26 +11,54 @@ from pathlib import Path
 from rlgenkit.commands import committed
 from rlgenkit.commands.places import NOTEBOOKS, TEMPLATE
 
-HEADINGS = ("The problem in one picture", "The idea on a toy", "Equations", "From scratch",
-            "From the kit", "The experiment", "Look inside", "Ablation", "Claim versus measured",
-            "What breaks", "Exercises", "Run it for real", "References and provenance")
+HEADINGS = (
+    "The problem in one picture",
+    "The idea on a toy",
+    "Equations",
+    "From scratch",
+    "From the kit",
+    "The experiment",
+    "Look inside",
+    "Ablation",
+    "Claim versus measured",
+    "What breaks",
+    "Exercises",
+    "Run it for real",
+    "References and provenance",
+)
 TOUR_HEADINGS = ("References",)
 # Of the new shape: a title of each section, and words one of which its title holds.
 SECTIONS = {
-    "The problem in one picture": "problem", "Four samples by hand": "four samples|worked example|by hand",
-    "Equations": "equations", "From scratch": "from scratch", "Predict first": "predict",
-    "One seed": "one seed|one run", "The comparison": "compar|side by side",
-    "Look inside": "look inside", "Ablation": "ablation|ingredient",
-    "What held, what failed, and why": "held", "What breaks": "breaks", "Exercises": "exercises",
-    "Run it for real": "run it for real", "References": "references"}
+    "The problem in one picture": "problem",
+    "Four samples by hand": "four samples|worked example|by hand",
+    "Equations": "equations",
+    "From scratch": "from scratch",
+    "Predict first": "predict",
+    "One seed": "one seed|one run",
+    "The comparison": "compar|side by side",
+    "Look inside": "look inside",
+    "Ablation": "ablation|ingredient",
+    "What held, what failed, and why": "held",
+    "What breaks": "breaks",
+    "Exercises": "exercises",
+    "Run it for real": "run it for real",
+    "References": "references",
+}
 COMMON = ("profile", "seed", "n_seeds", "device", "out_dir")
 MAX_LINES, MAX_WIDTH, MAX_OWN_PARAMETERS = 40, 100, 8
 NEW_LINES, NEW_WIDTH, NEW_EXERCISES = 30, 88, 3
-FORBIDDEN = {r"^\s*[!%]+\s*(pip|conda)\b": "installs packages", r"\btorch\.load\(": "torch.load",
-             r"\btrust_remote_code\b": "trust_remote_code", r"\bimport pickle\b": "pickle",
-             r"\brich\.traceback\b": "rich.traceback hides errors"}
-ANSWERS = {r"(?i)<summary>\s*solution": "a folded solution", r"\bwb\.Check\(": "the reference of a check",
-           r"\bwb\.predict\([^()]*,": "the answer of a question"}
+FORBIDDEN = {
+    r"^\s*[!%]+\s*(pip|conda)\b": "installs packages",
+    r"\btorch\.load\(": "torch.load",
+    r"\btrust_remote_code\b": "trust_remote_code",
+    r"\bimport pickle\b": "pickle",
+    r"\brich\.traceback\b": "rich.traceback hides errors",
+}
+ANSWERS = {
+    r"(?i)<summary>\s*solution": "a folded solution",
+    r"\bwb\.Check\(": "the reference of a check",
+    r"\bwb\.predict\([^()]*,": "the answer of a question",
+}
 
 
 def tags(cell: dict) -> list[str]:
@@ -55,7 +83,9 @@ def lint(path: Path) -> list[str]:
     if is_new(path):
         found = headings(cells, TOUR_HEADINGS) if tour else sections(cells)
         found += code_cells(cells, NEW_LINES, NEW_WIDTH) + figures(cells, told=False)
-        found += parameters(path, cells) + table(path) + opening(cells) + links(cells) + exercises(cells)
+        found += (
+            parameters(path, cells) + table(path) + opening(cells) + links(cells) + exercises(cells)
+        )
     else:
         found = headings(cells, TOUR_HEADINGS if tour else HEADINGS)
         found += code_cells(cells) + figures(cells) + parameters(path, cells)
@@ -92,7 +122,7 @@ def sections(cells: list[dict]) -> list[str]:
     for name, words in SECTIONS.items():
         hits = [k for k, title in enumerate(rest) if re.search(words, title)]
         if hits:
-            rest = rest[hits[0] + 1:]
+            rest = rest[hits[0] + 1 :]
         elif any(re.search(words, title.lower()) for title in titles):
             found.append(f"section like '## {name}' is out of order")
         else:
@@ -115,7 +145,9 @@ def headings(cells: list[dict], wanted: tuple[str, ...]) -> list[str]:
     return found
 
 
-def code_cells(cells: list[dict], max_lines: int = MAX_LINES, max_width: int = MAX_WIDTH) -> list[str]:
+def code_cells(
+    cells: list[dict], max_lines: int = MAX_LINES, max_width: int = MAX_WIDTH
+) -> list[str]:
     """Length, width, purpose sentence before each, forbidden calls, stderr and errors in outputs."""
     found = []
     for i, cell in enumerate(cells):
@@ -128,8 +160,11 @@ def code_cells(cells: list[dict], max_lines: int = MAX_LINES, max_width: int = M
             found.append(f"{where}: a line of {width} characters, more than {max_width}")
         if words_said(cells[i - 1] if i else {}) < 4:
             found.append(f"{where}: no sentence of purpose before it")
-        found += [f"{where}: {why}" for rule, why in FORBIDDEN.items()
-                  if re.search(rule, source(cell), flags=re.M)]
+        found += [
+            f"{where}: {why}"
+            for rule, why in FORBIDDEN.items()
+            if re.search(rule, source(cell), flags=re.M)
+        ]
         for output in cell["outputs"]:
             if output.get("name") == "stderr":
                 found.append(f"{where}: stderr in its output")
@@ -154,15 +189,20 @@ def figures(cells: list[dict], told: bool = True) -> list[str]:
     found = []
     for i, cell in enumerate(cells):
         if cell["cell_type"] == "markdown":
-            found += [f"cell {i + 1}: image without alt text"
-                      for alt in re.findall(r"!\[(.*?)\]\(", source(cell)) if len(alt.split()) < 2]
+            found += [
+                f"cell {i + 1}: image without alt text"
+                for alt in re.findall(r"!\[(.*?)\]\(", source(cell))
+                if len(alt.split()) < 2
+            ]
             continue
         shown = [o for o in cell["outputs"] if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
         for output in shown:
             meta = output.get("metadata", {})
             alts = [m.get("alt", "") for m in meta.values() if isinstance(m, dict)]
             if not any(len(a.split()) >= 3 for a in alts):
-                found.append(f"cell {i + 1}: figure without alt text; use workbook.show(fig, alt=...)")
+                found.append(
+                    f"cell {i + 1}: figure without alt text; use workbook.show(fig, alt=...)"
+                )
         after = cells[i + 1] if i + 1 < len(cells) else {}
         if shown and told and "you should see" not in "".join(after.get("source", "")).lower():
             found.append(f"cell {i + 1}: the cell after a figure says 'What you should see'")
@@ -180,8 +220,11 @@ def parameters(path: Path, cells: list[dict]) -> list[str]:
         return [f"needs exactly one cell tagged 'parameters', has {len(marked)}"]
     rows = [r for r in source(marked[0]).splitlines() if r.strip() and not r.startswith("#")]
     seen = inspect_notebook(str(path))
-    found = [f"parameters cell: one literal per line, `name: type = value  # help`: {r!r}"
-             for r in rows if not re.match(r"\w+: [^=]+ = [^=]+  # \S", r)]
+    found = [
+        f"parameters cell: one literal per line, `name: type = value  # help`: {r!r}"
+        for r in rows
+        if not re.match(r"\w+: [^=]+ = [^=]+  # \S", r)
+    ]
     if len(seen) != len(rows):
         found.append(f"papermill sees {len(seen)} of {len(rows)} parameters")
     found += [f"parameter {n} has no help" for n, v in seen.items() if not v["help"].strip()]
@@ -216,9 +259,13 @@ def table(path: Path) -> list[str]:
         return [str(error)]
     rows = next(iter(found.presets.values()), {})
     own = [name for name in found.types if name not in COMMON]
-    return [f"parameter {name} has no row in the table of presets" for name in own if name not in rows] + [
-        f"parameter {name} must be None: its values stand in the table" for name in own
-        if name in rows and found.defaults[name] is not None]
+    return [
+        f"parameter {name} has no row in the table of presets" for name in own if name not in rows
+    ] + [
+        f"parameter {name} must be None: its values stand in the table"
+        for name in own
+        if name in rows and found.defaults[name] is not None
+    ]
 
 
 def opening(cells: list[dict]) -> list[str]:
@@ -229,20 +276,29 @@ def opening(cells: list[dict]) -> list[str]:
     if len(re.findall(r"^\s*(?:[-*]|\d\.)\s+\S", goals, flags=re.M)) < 2:
         found.append("no **Learning goals** with a list of at least two before the first section")
     if re.search(r"<svg\b", re.sub(r'"[^"]*"', "", text)):
-        found.append('JupyterLab leaves out <svg>: write <img alt="..." src="data:image/svg+xml;utf8,...">')
+        found.append(
+            'JupyterLab leaves out <svg>: write <img alt="..." src="data:image/svg+xml;utf8,...">'
+        )
     diagrams = re.findall(r'<img\s+alt="([^"]*)"\s+src="data:image/svg\+xml([^"]*)"', text)
     if not diagrams:
         found.append("no diagram: an <img> with alt and an SVG as its src")
     found += [f"diagram without alt text: {alt!r}" for alt, _ in diagrams if len(alt.split()) < 5]
-    return found + ["a diagram with # or a blank line in its SVG" for _, svg in diagrams
-                    if "#" in svg or "\n\n" in svg]
+    return found + [
+        "a diagram with # or a blank line in its SVG"
+        for _, svg in diagrams
+        if "#" in svg or "\n\n" in svg
+    ]
 
 
 def links(cells: list[dict]) -> list[str]:
     """A web link at least (to the paper), other notebooks as links, no relative link into nowhere."""
     text = re.sub(r'"data:[^"]*"', "", prose(cells))
     targets = re.findall(r"\]\(([^)\s]+)\)", text)
-    found = [] if any(t.startswith("https://") for t in targets) else ["no web link, not even to the paper"]
+    found = (
+        []
+        if any(t.startswith("https://") for t in targets)
+        else ["no web link, not even to the paper"]
+    )
     for target in targets:
         local = target.split("#")[0]
         if local and not re.match(r"\w+:", local) and not (NOTEBOOKS / local).exists():
@@ -255,10 +311,17 @@ def exercises(cells: list[dict]) -> list[str]:
     """At least three stubs and exercises with a check, and no answer in the notebook."""
     code = [(i, c, source(c)) for i, c in enumerate(cells, 1) if c["cell_type"] == "code"]
     whole = "\n".join(text for _, _, text in code)
-    found = [f"cell {i}: holds {what}" for i, c in enumerate(cells, 1) for rule, what in ANSWERS.items()
-             if re.search(rule, source(c))]
-    found += [f"cell {i}: a cell tagged 'solution'; answers stand in notebooks/checks"
-              for i, c, _ in code if "solution" in tags(c)]
+    found = [
+        f"cell {i}: holds {what}"
+        for i, c in enumerate(cells, 1)
+        for rule, what in ANSWERS.items()
+        if re.search(rule, source(c))
+    ]
+    found += [
+        f"cell {i}: a cell tagged 'solution'; answers stand in notebooks/checks"
+        for i, c, _ in code
+        if "solution" in tags(c)
+    ]
     checked = re.findall(r"\bwb\.check\([^,]+,\s*(\w+)\)", whole)
     if len(set(checked)) < NEW_EXERCISES:
         found.append(f"{len(set(checked))} functions with a check, fewer than {NEW_EXERCISES}")

@@ -37,9 +37,16 @@ def rows() -> list[dict]:
         if not fitting:
             raise InputError(f"data/sources.toml names no origin and license for data/{inside}.")
         source = max(fitting, key=lambda s: len(s["path"]))
-        made.append({"path": f"data/{inside}", "sha256": sha256(path), "bytes": path.stat().st_size,
-                     "license": source["license"], "origin": source["origin"],
-                     "command": source["command"]})
+        made.append(
+            {
+                "path": f"data/{inside}",
+                "sha256": sha256(path),
+                "bytes": path.stat().st_size,
+                "license": source["license"],
+                "origin": source["origin"],
+                "command": source["command"],
+            }
+        )
     return made
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rlgenkit.commands.committed import (MAX_BYTES, normalize, read, text_of)  # noqa: E402
+from rlgenkit.commands.committed import MAX_BYTES, normalize, read, text_of  # noqa: E402
 from rlgenkit.commands.places import NOTEBOOKS  # noqa: E402
 
 

@@ -36,15 +36,22 @@ def offline() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join([str(ROOT / "ci" / "offline"), str(ROOT)])}
 
 
-def run_one(path: Path, out_dir: Path, profile: str = "quick", limit_s: float = HANG_S,
-            online: bool = False) -> run.Outcome:
+def run_one(
+    path: Path, out_dir: Path, profile: str = "quick", limit_s: float = HANG_S, online: bool = False
+) -> run.Outcome:
     """Execute one notebook at `profile` into `out_dir`, by default with the network blocked.
 
     Quick runs have one thread: their bytes and their CPU seconds do not depend on the caller.
     """
     env = {"OMP_NUM_THREADS": "1"} if profile == "quick" else {}
-    return run.execute(path, {"profile": profile}, out_dir, limit_s, quiet=True,
-                       env=env if online else {**env, **offline()})
+    return run.execute(
+        path,
+        {"profile": profile},
+        out_dir,
+        limit_s,
+        quiet=True,
+        env=env if online else {**env, **offline()},
+    )
 
 
 def quick(path: Path) -> run.Outcome:
@@ -55,6 +62,7 @@ def quick(path: Path) -> run.Outcome:
 def again(path: Path, first: run.Outcome) -> run.Outcome:
     """Outcome of running the notebook a second time into a copy of the folder of its quick run
     `first`; that outcome itself where it failed."""
+
     def repeat(folder: Path) -> run.Outcome:
         own = shutil.ignore_patterns("outcome.json", "computed.json")
         shutil.copytree(first.out_dir, folder, ignore=own)
@@ -124,7 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     ask.add_argument("--limit", type=float, help="seconds for each notebook")
     ask.add_argument("--online", action="store_true", help="do not block the network")
     args = ask.parse_args(argv)
-    limit = args.limit or (HANG_S if args.profile == "quick" else run.LIMIT_S.get(args.profile, 1800))
+    limit = args.limit or (
+        HANG_S if args.profile == "quick" else run.LIMIT_S.get(args.profile, 1800)
+    )
     try:
         paths = [find(n) for n in args.notebooks] or series()
     except InputError as error:
@@ -134,10 +144,20 @@ def main(argv: list[str] | None = None) -> int:
     for path in paths:
         done = run_one(path, BUILD / "series" / path.stem, args.profile, limit, args.online)
         slow = args.profile == "quick" and cpu_seconds(done) > GOAL_CPU_S
-        rows.append({"notebook": path.stem, "profile": args.profile, "code": done.code,
-                     "seconds": round(done.seconds, 1), "reason": done.sentence})
-        print(f"{path.stem:28} {done.seconds:6.1f} s {cpu_seconds(done):6.1f} CPU s  "
-              f"{done.sentence or ('slow' if slow else 'ok')}", flush=True)
+        rows.append(
+            {
+                "notebook": path.stem,
+                "profile": args.profile,
+                "code": done.code,
+                "seconds": round(done.seconds, 1),
+                "reason": done.sentence,
+            }
+        )
+        print(
+            f"{path.stem:28} {done.seconds:6.1f} s {cpu_seconds(done):6.1f} CPU s  "
+            f"{done.sentence or ('slow' if slow else 'ok')}",
+            flush=True,
+        )
     target = BUILD / "series" / "durations.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

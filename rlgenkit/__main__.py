@@ -18,27 +18,46 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    top = Parser(prog="rlgenkit", allow_abbrev=False,
-                 description="RL for generative models, as notebooks that run.")
+    top = Parser(
+        prog="rlgenkit",
+        allow_abbrev=False,
+        description="RL for generative models, as notebooks that run.",
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     add("list", "notebooks, with title and parameters of one: list [NB]").add_argument(
-        "notebook", nargs="?")
+        "notebook", nargs="?"
+    )
     run = add("run", "execute a notebook through papermill; the same command resumes a killed run")
     run.add_argument("notebook", help="01, 01_ddpo or a path")
-    run.add_argument("-p", dest="pairs", nargs=2, action="append", default=[],
-                     metavar=("NAME", "VALUE"), help="set a parameter")
+    run.add_argument(
+        "-p",
+        dest="pairs",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a parameter",
+    )
     run.add_argument("--profile", help="quick, default, study or full")
     run.add_argument("--out", help="run folder (default runs/NB/...)")
     run.add_argument("--limit", type=float, help="seconds for the whole notebook")
-    run.add_argument("--commit", action="store_true",
-                     help="official run: write back notebooks/NB.ipynb and data/results/NN.json")
-    run.add_argument("--jobs", type=int, default=1, help="of a study: processes, each with its seeds")
-    run.add_argument("--redraw", action="store_true",
-                     help="of a study: draw its figures from data/studies/NN without training")
+    run.add_argument(
+        "--commit",
+        action="store_true",
+        help="official run: write back notebooks/NB.ipynb and data/results/NN.json",
+    )
+    run.add_argument(
+        "--jobs", type=int, default=1, help="of a study: processes, each with its seeds"
+    )
+    run.add_argument(
+        "--redraw",
+        action="store_true",
+        help="of a study: draw its figures from data/studies/NN without training",
+    )
     sweep = add("sweep", "every combination of values: sweep NB clip=1e-4,1e-2 seed=0..4")
     sweep.add_argument("notebook")
     sweep.add_argument("axes", nargs="+", metavar="name=a,b")
@@ -59,17 +78,27 @@ PASSED_ON = {
     "test-fast": ("all tests that execute no notebook", [*PYTEST, "-m", "not executes"]),
     "series": ("every notebook at the quick profile, with times", ["ci/series.py"]),
     "bench": ("speed of samplers and updates -> data/results/bench.json", ["ci/bench.py"]),
-    "check": ("lint of the notebooks, freshness of outputs and of generated pages", ["-m", "ci.check"]),
-    "report": ("README tables, REPRODUCIBILITY.md, data/README.md from the results", ["-m", "ci.report"]),
-    "manifest": ("data/manifest.json anew, after files under data/ changed on purpose",
-                 ["-m", "ci.manifest"]),
+    "check": (
+        "lint of the notebooks, freshness of outputs and of generated pages",
+        ["-m", "ci.check"],
+    ),
+    "report": (
+        "README tables, REPRODUCIBILITY.md, data/README.md from the results",
+        ["-m", "ci.report"],
+    ),
+    "manifest": (
+        "data/manifest.json anew, after files under data/ changed on purpose",
+        ["-m", "ci.manifest"],
+    ),
     "doctor": ("versions against the lock, device, models and data files", ["-m", "ci.doctor"]),
-    "student": ("student copies without solutions -> build/student", ["-m", "ci.export", "student"]),
+    "student": (
+        "student copies without solutions -> build/student",
+        ["-m", "ci.export", "student"],
+    ),
     "solutions": ("copies with solutions -> build/solutions", ["-m", "ci.export", "solutions"]),
     "slides": ("HTML slides -> build/slides", ["-m", "ci.export", "slides"]),
     "models": ("train the embedded models from nothing", ["-m", "data.models"]),
-    "lab": ("JupyterLab on 00_start_here",
-            ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
+    "lab": ("JupyterLab on 00_start_here", ["-m", "jupyterlab", "notebooks/00_start_here.ipynb"]),
 }
 
 
@@ -77,8 +106,10 @@ def pass_on(name: str, rest: list[str]) -> int:
     """Run another program of the project from the root of the checkout; its exit code."""
     if name == "models" and not rest:
         rest = ["all"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
+    }
     return subprocess.call([sys.executable, *PASSED_ON[name][1], *rest], cwd=ROOT, env=env)
 
 
@@ -105,9 +136,13 @@ def parameter_rows(path: Path) -> list[str]:
     for key in dict.fromkeys([*found.types, *constants]):
         own = found.defaults.get(key)
         presets = [found.presets[p].get(key) for p in profiles]
-        values = ["" if v is None else str(v) for v in (presets if own is None else [own] * len(profiles))]
+        values = [
+            "" if v is None else str(v) for v in (presets if own is None else [own] * len(profiles))
+        ]
         allowed = words_of_range({**COMMON_RANGES, **found.ranges}.get(key))
-        rows.append([key, found.types.get(key, "constant"), *values, allowed, found.help.get(key, "")])
+        rows.append(
+            [key, found.types.get(key, "constant"), *values, allowed, found.help.get(key, "")]
+        )
     widths = [min(max(len(row[k]) for row in rows), 28) for k in range(len(rows[0]))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows]
 
@@ -120,9 +155,18 @@ def dispatch(args: argparse.Namespace) -> int:
     if name == "list":
         return list_notebooks(args.notebook)
     from rlgenkit.commands import run
+
     if name == "run":
-        return run.run(args.notebook, args.pairs, args.profile, args.out, args.limit, args.commit,
-                       args.jobs, args.redraw)
+        return run.run(
+            args.notebook,
+            args.pairs,
+            args.profile,
+            args.out,
+            args.limit,
+            args.commit,
+            args.jobs,
+            args.redraw,
+        )
     if args.jobs < 1:
         raise InputError("--jobs must be at least 1.")
     return run.sweep(args.notebook, args.axes, args.profile, args.jobs, args.limit)

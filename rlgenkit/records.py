@@ -31,8 +31,17 @@ class Rollout:
     path: Any
 
     def __post_init__(self) -> None:
-        samples = (len(self.prompts), *self.groups.shape, len(self.output), *self.log_probs.shape[:1])
-        if self.log_probs.ndim != 2 or self.mask.shape != self.log_probs.shape or len({*samples}) > 1:
+        samples = (
+            len(self.prompts),
+            *self.groups.shape,
+            len(self.output),
+            *self.log_probs.shape[:1],
+        )
+        if (
+            self.log_probs.ndim != 2
+            or self.mask.shape != self.log_probs.shape
+            or len({*samples}) > 1
+        ):
             raise ValueError(
                 f"log_probs and mask must be [samples, choices] for {len(self.groups)} groups, "
                 f"{len(self.prompts)} prompts and {len(self.output)} outputs, got "

@@ -16,8 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RUNS = ["test_notebooks.py", "test_determinism.py", "test_full_profile.py"]
 # Long groups come first, so that the many short ones fill the end.
-FIRST = [*RUNS, "test_vision_language.py", "test_tokens.py", "test_embedded_models.py",
-         "test_models.py", "test_artifacts.py"]
+FIRST = [
+    *RUNS,
+    "test_vision_language.py",
+    "test_tokens.py",
+    "test_embedded_models.py",
+    "test_models.py",
+    "test_artifacts.py",
+]
 
 
 def group(nodeid: str) -> str:
@@ -30,8 +36,11 @@ def group(nodeid: str) -> str:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record", action="store_true",
-                     help="write which full profiles passed into ci/full_profile.json")
+    parser.addoption(
+        "--record",
+        action="store_true",
+        help="write which full profiles passed into ci/full_profile.json",
+    )
 
 
 def pytest_configure(config):
@@ -94,9 +103,12 @@ def second_run(quick_run):
 
 def pytest_terminal_summary(terminalreporter):
     """Quick runs over the goal, longest first."""
-    rows = {dict(report.user_properties)["notebook"]: dict(report.user_properties)["cpu_seconds"]
-            for kind in ("passed", "failed") for report in terminalreporter.getreports(kind)
-            if "cpu_seconds" in dict(report.user_properties)}
+    rows = {
+        dict(report.user_properties)["notebook"]: dict(report.user_properties)["cpu_seconds"]
+        for kind in ("passed", "failed")
+        for report in terminalreporter.getreports(kind)
+        if "cpu_seconds" in dict(report.user_properties)
+    }
     slow = sorted((seconds, name) for name, seconds in rows.items() if seconds > runner.GOAL_CPU_S)
     if slow:
         terminalreporter.section(f"quick runs over {runner.GOAL_CPU_S:.0f} CPU seconds")

@@ -32,7 +32,9 @@ def test_slope_of_a_linear_and_of_a_quadratic_discriminator():
 def test_penalty_and_its_gradient_for_a_linear_discriminator(one_sided, length):
     """(|w| - k)^2 has the gradient 2 (|w| - k) w / |w|; one-sided: nothing below k."""
     weight = (length * F.normalize(normal(5), dim=0)).requires_grad_()
-    penalty = adv.gradient_penalty(lambda u: u @ weight, normal(9, 5, seed=1), 1.0, one_sided).mean()
+    penalty = adv.gradient_penalty(
+        lambda u: u @ weight, normal(9, 5, seed=1), 1.0, one_sided
+    ).mean()
     gradient = torch.autograd.grad(penalty, weight)[0]
     excess = 0.0 if one_sided and length < 1 else length - 1
     assert float(penalty.detach()) == pytest.approx(excess**2)
@@ -45,7 +47,9 @@ def test_penalty_of_many_discriminators_at_once_with_a_mask():
     points = normal(3, 6, 5, seed=1)
     together = adv.gradient_penalty(lambda u: (u @ weight)[..., 0], points, 1.5, one_sided)
     for k in range(3):
-        alone = adv.gradient_penalty(lambda u: (u @ weight[k])[..., 0], points[k], 1.5, bool(one_sided[k]))
+        alone = adv.gradient_penalty(
+            lambda u: (u @ weight[k])[..., 0], points[k], 1.5, bool(one_sided[k])
+        )
         assert torch.allclose(together[k], alone)
 
 
@@ -77,7 +81,9 @@ def test_discriminator_loss_by_hand_and_its_optimum():
     entropy = -(both * both.log() + (1 - both) * (1 - both).log()).mean(-1)
     byhand = -p.log().mean(-1) - (1 - q).log().mean(-1) - 0.01 * entropy
     assert torch.allclose(adv.discriminator_loss(real, fake, entropy=0.01), byhand)
-    smooth = F.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.8)) - (1 - q).log().mean()
+    smooth = (
+        F.binary_cross_entropy_with_logits(real, torch.full_like(real, 0.8)) - (1 - q).log().mean()
+    )
     assert torch.allclose(adv.discriminator_loss(real, fake, 0.8, 0.0).mean(), smooth)
     # Two points with known densities: the best logit is the log of the ratio.
     logit = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -107,7 +113,9 @@ def test_spectral_norm_against_singular_values():
 def test_pessimism_factor():
     factor = adv.pessimism(torch.tensor([0.0, 2.0, 2.5, 9.0]), 2.0, 1.0)
     assert factor.tolist() == pytest.approx([1, 1, math.exp(-0.25), 0.7])
-    assert float(adv.pessimism(torch.tensor(2.5), 2.0, 0.5)) == pytest.approx(0.7)  # exp(-0.5) < floor
+    assert float(adv.pessimism(torch.tensor(2.5), 2.0, 0.5)) == pytest.approx(
+        0.7
+    )  # exp(-0.5) < floor
     assert float(adv.pessimism(torch.tensor(9.0), 2.0, 0.0, 0.1)) == pytest.approx(0.1)
 
 
@@ -165,7 +173,11 @@ def test_huber_noise_and_slow_targets():
     loss = ac.critic_loss([torch.tensor([[0.5, 0, 0], [0, 3, 0.0]]), target], target)
     assert loss.tolist() == pytest.approx([0.125 / 3, 2.5 / 3])
     noisy = ac.smoothed_action(torch.tensor([0.0, 0.99]).expand(4000, 2), generator())
-    assert noisy.abs().max() <= 1 and noisy[:, 0].abs().max() == 0.5 and 0.18 < noisy[:, 0].std() < 0.21
+    assert (
+        noisy.abs().max() <= 1
+        and noisy[:, 0].abs().max() == 0.5
+        and 0.18 < noisy[:, 0].std() < 0.21
+    )
     slow, fast = [torch.zeros(2)], [torch.ones(2)]
     ac.follow_slowly(slow, fast, 0.25)
     ac.follow_slowly(slow, fast, 0.25)

@@ -38,7 +38,9 @@ def test_pairwise_accuracy_is_the_count_over_all_pairs():
 def test_pairwise_accuracy_without_ties_is_kendalls_tau():
     scores, truth = draw(25), draw(25) + draw(25, seed=1)
     accuracy = R.pairwise_accuracy(scores, truth)
-    assert accuracy == pytest.approx((1 + stats.kendalltau(scores.numpy(), truth.numpy()).statistic) / 2)
+    assert accuracy == pytest.approx(
+        (1 + stats.kendalltau(scores.numpy(), truth.numpy()).statistic) / 2
+    )
     assert R.pairwise_accuracy(truth, truth) == 1 and R.pairwise_accuracy(-truth, truth) == 0
 
 
@@ -90,18 +92,24 @@ def test_the_bootstrap_of_a_mean_has_the_normal_width_and_respects_clusters():
     assert (high - low) == pytest.approx(2 * 1.96 * float(alike.std()) / math.sqrt(20), rel=0.2)
 
 
-@pytest.mark.parametrize("call, what", [
-    (lambda: R.spearman(torch.ones(5), draw(5)), "constant"),
-    (lambda: R.pearson(draw(5), draw(4)), "equal length"),
-    (lambda: R.spearman(torch.tensor([1.0, math.nan]), draw(2)), "finite"),
-    (lambda: R.pairwise_accuracy(draw(3), torch.ones(3)), "different truths"),
-    (lambda: R.pairwise_accuracy(draw(3), draw(3, seed=1), torch.arange(3)), "different truths"),
-    (lambda: R.pairwise_accuracy(draw(3), draw(3, seed=1), torch.arange(4)), "groups"),
-    (lambda: R.leave_one_out_ceiling(draw(5, 1)), "raters >= 2"),
-    (lambda: R.leave_one_out_ceiling(torch.full((4, 2), math.nan)), "fewer than two"),
-    (lambda: R.bootstrap_over_items(float, 0, torch.Generator()), "at least one"),
-    (lambda: R.bootstrap_over_items(float, 3, torch.Generator(), level=1.0), "level"),
-])
+@pytest.mark.parametrize(
+    "call, what",
+    [
+        (lambda: R.spearman(torch.ones(5), draw(5)), "constant"),
+        (lambda: R.pearson(draw(5), draw(4)), "equal length"),
+        (lambda: R.spearman(torch.tensor([1.0, math.nan]), draw(2)), "finite"),
+        (lambda: R.pairwise_accuracy(draw(3), torch.ones(3)), "different truths"),
+        (
+            lambda: R.pairwise_accuracy(draw(3), draw(3, seed=1), torch.arange(3)),
+            "different truths",
+        ),
+        (lambda: R.pairwise_accuracy(draw(3), draw(3, seed=1), torch.arange(4)), "groups"),
+        (lambda: R.leave_one_out_ceiling(draw(5, 1)), "raters >= 2"),
+        (lambda: R.leave_one_out_ceiling(torch.full((4, 2), math.nan)), "fewer than two"),
+        (lambda: R.bootstrap_over_items(float, 0, torch.Generator()), "at least one"),
+        (lambda: R.bootstrap_over_items(float, 3, torch.Generator(), level=1.0), "level"),
+    ],
+)
 def test_undefined_agreement_is_refused_in_one_sentence(call, what):
     with pytest.raises(ValueError, match=what):
         call()
@@ -147,8 +155,12 @@ def test_calibrated_predictions_have_no_error_and_a_constant_bias_is_measured():
 def test_binomial_loss_is_cross_entropy_of_the_unrolled_votes():
     positives, trials = counts()
     logits = draw(40).requires_grad_()
-    votes = torch.cat([torch.cat([torch.ones(k), torch.zeros(n - k)])
-                       for k, n in zip(positives.tolist(), trials.tolist())])
+    votes = torch.cat(
+        [
+            torch.cat([torch.ones(k), torch.zeros(n - k)])
+            for k, n in zip(positives.tolist(), trials.tolist())
+        ]
+    )
     unrolled = F.binary_cross_entropy_with_logits(logits.repeat_interleave(trials), votes)
     ours = R.binomial_loss(logits, positives, trials)
     torch.testing.assert_close(ours, unrolled)
@@ -187,19 +199,26 @@ def test_undoing_negative_sampling_is_bayes_rule():
     torch.testing.assert_close(R.undo_negative_sampling(draw(3), 1.0), draw(3))
 
 
-@pytest.mark.parametrize("call, what", [
-    (lambda: R.vote_auroc(draw(4), torch.zeros(4), torch.ones(4)), "all votes are equal"),
-    (lambda: R.vote_auroc(draw(4), 2 * torch.ones(4), torch.ones(4)), "between 0 and trials"),
-    (lambda: R.vote_auroc(draw(4), torch.zeros(4), torch.zeros(4)), "trials >= 1"),
-    (lambda: R.vote_auroc(draw(0), torch.zeros(0), torch.zeros(0)), "N >= 1"),
-    (lambda: R.calibration_table(draw(9) - 9, torch.zeros(9), torch.ones(9)), "sigmoid"),
-    (lambda: R.calibration_table(torch.rand(9), torch.zeros(9), torch.ones(9), 1), "bins"),
-    (lambda: R.calibration_table(torch.rand(9), torch.zeros(9), torch.ones(9), 3).correlation(),
-     "rates that differ"),
-    (lambda: R.fit_feedback(draw(4, 2), torch.zeros(4), torch.ones(4)), "all votes are equal"),
-    (lambda: R.fit_feedback(draw(3, 2), torch.ones(4), 2 * torch.ones(4)), "one row"),
-    (lambda: R.undo_negative_sampling(draw(2), 0.0), "kept"),
-])
+@pytest.mark.parametrize(
+    "call, what",
+    [
+        (lambda: R.vote_auroc(draw(4), torch.zeros(4), torch.ones(4)), "all votes are equal"),
+        (lambda: R.vote_auroc(draw(4), 2 * torch.ones(4), torch.ones(4)), "between 0 and trials"),
+        (lambda: R.vote_auroc(draw(4), torch.zeros(4), torch.zeros(4)), "trials >= 1"),
+        (lambda: R.vote_auroc(draw(0), torch.zeros(0), torch.zeros(0)), "N >= 1"),
+        (lambda: R.calibration_table(draw(9) - 9, torch.zeros(9), torch.ones(9)), "sigmoid"),
+        (lambda: R.calibration_table(torch.rand(9), torch.zeros(9), torch.ones(9), 1), "bins"),
+        (
+            lambda: R.calibration_table(
+                torch.rand(9), torch.zeros(9), torch.ones(9), 3
+            ).correlation(),
+            "rates that differ",
+        ),
+        (lambda: R.fit_feedback(draw(4, 2), torch.zeros(4), torch.ones(4)), "all votes are equal"),
+        (lambda: R.fit_feedback(draw(3, 2), torch.ones(4), 2 * torch.ones(4)), "one row"),
+        (lambda: R.undo_negative_sampling(draw(2), 0.0), "kept"),
+    ],
+)
 def test_undefined_calibration_is_refused_in_one_sentence(call, what):
     with pytest.raises(ValueError, match=what):
         call()

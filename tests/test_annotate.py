@@ -81,8 +81,14 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="titles"):
         an.Annotation(model.draw, brighter, model.train, model.look, 1, ["a"])
     with pytest.raises(ValueError, match="equally many"):
-        an.Annotation(lambda: (torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4), ["x"]), brighter,
-                      model.train, model.look, 1, ["a", "b"])
+        an.Annotation(
+            lambda: (torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4), ["x"]),
+            brighter,
+            model.train,
+            model.look,
+            1,
+            ["a", "b"],
+        )
 
 
 def panel(model, rounds=2):
@@ -148,10 +154,12 @@ def test_a_headless_notebook_keeps_a_figure_and_no_widget(tmp_path):
 
     book = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(CELL)],
-        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
+    )
     nbformat.write(book, tmp_path / "nb.ipynb")
-    done = papermill.execute_notebook(str(tmp_path / "nb.ipynb"), None, progress_bar=False,
-                                      cwd=os.getcwd())
+    done = papermill.execute_notebook(
+        str(tmp_path / "nb.ipynb"), None, progress_bar=False, cwd=os.getcwd()
+    )
     outputs = done.cells[0].outputs
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 1 and "2 rounds" in pictures[0].metadata["image/png"]["alt"]
@@ -176,10 +184,14 @@ def test_with_a_person_the_figure_is_an_output_that_follows(monkeypatch):
     monkeypatch.setattr(an, "headless", lambda: False)
     model = Model()
     s = an.annotate(model.draw, brighter, model.train, model.look, ["a", "b"], "Follow.", rounds=1)
-    kinds = [(kind, "image/png" in data if isinstance(data, dict) else "box") for kind, data, _ in sent]
+    kinds = [
+        (kind, "image/png" in data if isinstance(data, dict) else "box") for kind, data, _ in sent
+    ]
     assert kinds == [("display", True), ("display", "box")] and not s.done
     buttons = {b.description: b for b in sent[1][1].children[2].children}
     for _ in range(3):
         buttons["left"].click()
-    assert s.done and sent[-1][0] == "update" and sent[-1][1]["image/png"] != sent[0][1]["image/png"]
+    assert (
+        s.done and sent[-1][0] == "update" and sent[-1][1]["image/png"] != sent[0][1]["image/png"]
+    )
     assert sent[-1][2]["metadata"]["image/png"]["alt"] == sent[-1][1]["text/plain"]

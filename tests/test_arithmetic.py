@@ -25,15 +25,18 @@ def do(step, value):
 
 
 def rows_of(chains):
-    return [(int(s), [A.STEPS[i] for i in row]) for s, row in zip(chains.start, chains.steps.tolist())]
+    return [
+        (int(s), [A.STEPS[i] for i in row]) for s, row in zip(chains.start, chains.steps.tolist())
+    ]
 
 
 def test_solutions_and_slips_equal_plain_python():
     chains = A.sample_chains(300, 4, gen())
     values = A.attempts(chains, gen(1), slip=0.3)
     right, slips, fine = A.solve(chains), A.slips(chains, values), A.is_right(chains, values)
-    for (start, steps), truth, wrote, bad, ok in zip(rows_of(chains), right.tolist(), values.tolist(),
-                                                    slips.tolist(), fine.tolist()):
+    for (start, steps), truth, wrote, bad, ok in zip(
+        rows_of(chains), right.tolist(), values.tolist(), slips.tolist(), fine.tolist()
+    ):
         value, before = start, start
         for step, t, w, b in zip(steps, truth, wrote, bad):
             value = do(step, value)
@@ -82,8 +85,9 @@ def test_obedience_equals_plain_python():
     says_wrong = torch.rand(400, generator=gen(8)) < 0.7
     refined = A.obey(chains, values, flags, says_wrong)
     for i, (start, steps) in enumerate(rows_of(chains)):
-        assert refined[i].tolist() == obey_by_hand(start, steps, values[i].tolist(), flags[i].tolist(),
-                                                   bool(says_wrong[i]))
+        assert refined[i].tolist() == obey_by_hand(
+            start, steps, values[i].tolist(), flags[i].tolist(), bool(says_wrong[i])
+        )
     assert torch.equal(refined[~says_wrong], values[~says_wrong])
 
 
@@ -100,7 +104,10 @@ def test_perfect_critiques_heal_and_false_ones_harm():
 
 def test_operator_pairs_can_be_kept_out_or_asked_for():
     def holds(chains):
-        return [any(a[0] + b[0] == "-*" for a, b in zip(steps, steps[1:])) for _, steps in rows_of(chains)]
+        return [
+            any(a[0] + b[0] == "-*" for a, b in zip(steps, steps[1:]))
+            for _, steps in rows_of(chains)
+        ]
 
     assert not any(holds(A.sample_chains(500, 4, gen(12), ("-", "*"))))
     assert all(holds(A.sample_chains(500, 4, gen(13), ("-", "*"), True)))
@@ -121,13 +128,31 @@ def test_prompts_and_readings_are_each_others_inverse():
     line = A.text(A.prompt_ids("refine", chains, values, ids[:, :-1]))[0]
     start, steps = rows_of(chains)[0]
     marks = " ".join("bad" if f else "ok" for f in flags[0].tolist())
-    expected = f"refine {start} {' '.join(steps)} : {' '.join(map(str, values[0].tolist()))} : {marks}"
+    expected = (
+        f"refine {start} {' '.join(steps)} : {' '.join(map(str, values[0].tolist()))} : {marks}"
+    )
     assert line == expected + (" W :" if says_wrong[0] else " C :")
-    assert training.build_tokenizer()(line).input_ids == A.prompt_ids("refine", chains, values, ids[:, :-1])[0].tolist()
+    assert (
+        training.build_tokenizer()(line).input_ids
+        == A.prompt_ids("refine", chains, values, ids[:, :-1])[0].tolist()
+    )
 
 
-@pytest.mark.parametrize("said", ["ok ok C", "ok ok ok C W .", "ok ok ok C", "ok ok C .", "ok ok ok ok .",
-                                  "ok ok ok W C .", "C .", ".", "ok ok 5 C .", "ok ok ok 3 ."])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "ok ok C",
+        "ok ok ok C W .",
+        "ok ok ok C",
+        "ok ok C .",
+        "ok ok ok ok .",
+        "ok ok ok W C .",
+        "C .",
+        ".",
+        "ok ok 5 C .",
+        "ok ok ok 3 .",
+    ],
+)
 def test_unclear_critiques_have_no_verdict(said):
     ids = torch.tensor([[A.VOCABULARY.index(w) for w in said.split()]])
     flags, says_wrong, readable = A.read_critiques(ids, 3)
@@ -143,14 +168,23 @@ def test_unclear_attempts_are_unreadable(said):
 
 def test_training_examples_follow_the_world():
     prompts, answers = training.examples("refine", 200, 4, gen(17))
-    chains = A.Chains(prompts[:, 1] - A.VOCABULARY.index("0"), prompts[:, 2:6] - A.VOCABULARY.index("+1"))
+    chains = A.Chains(
+        prompts[:, 1] - A.VOCABULARY.index("0"), prompts[:, 2:6] - A.VOCABULARY.index("+1")
+    )
     values = prompts[:, 7:11] - A.VOCABULARY.index("0")
     end = torch.full((200, 1), A.END)
     flags, says_wrong, _ = A.read_critiques(torch.cat([prompts[:, 12:17], end], 1), 4)
     assert torch.equal(A.read_values(answers, 4)[0], A.obey(chains, values, flags, says_wrong))
     model = training.build()
-    expected = -torch.stack([model(torch.cat([prompts, answers], 1)).logits.log_softmax(-1)[
-        i, prompts.shape[1] - 1:-1].gather(1, answers[i, :, None]).mean() for i in range(4)]).mean()
+    expected = -torch.stack(
+        [
+            model(torch.cat([prompts, answers], 1))
+            .logits.log_softmax(-1)[i, prompts.shape[1] - 1 : -1]
+            .gather(1, answers[i, :, None])
+            .mean()
+            for i in range(4)
+        ]
+    ).mean()
     torch.testing.assert_close(training.loss(model, prompts[:4], answers[:4]), expected)
 
 
@@ -165,15 +199,21 @@ def test_weights_and_a_read_attempt_enter_the_packed_loss():
     model, parts = training.build(), [training.examples(task, 3, 4, gen(18)) for task in A.TASKS]
     alone, (prompt, answer) = [training.loss(model, *part) for part in parts], parts[1]
     whole = torch.cat([prompt, answer], 1)
-    read = training.loss(model, whole[:, :7], whole[:, 7:11])  # behind "critique", start, steps, colon
+    read = training.loss(
+        model, whole[:, :7], whole[:, 7:11]
+    )  # behind "critique", start, steps, colon
     assert A.text(whole[:1, 6:7]) == A.text(whole[:1, 11:12]) == [":"]
     expected = (alone[0] + 2 * alone[1] + alone[2] + read) / 5
-    torch.testing.assert_close(training.packed_loss(model, parts, (1.0, 2.0, 1.0), read=1), expected)
+    torch.testing.assert_close(
+        training.packed_loss(model, parts, (1.0, 2.0, 1.0), read=1), expected
+    )
 
 
 def test_the_exact_teacher_marks_the_slips_and_nothing_else():
     prompts, answers = training.examples("critique", 200, 4, gen(20), exact=True)
-    chains = A.Chains(prompts[:, 1] - A.VOCABULARY.index("0"), prompts[:, 2:6] - A.VOCABULARY.index("+1"))
+    chains = A.Chains(
+        prompts[:, 1] - A.VOCABULARY.index("0"), prompts[:, 2:6] - A.VOCABULARY.index("+1")
+    )
     slips = A.slips(chains, prompts[:, 7:11] - A.VOCABULARY.index("0"))
     flags, says_wrong, fine = A.read_critiques(answers, 4)
     assert fine.all() and torch.equal(flags, slips) and torch.equal(says_wrong, slips.any(1))
@@ -202,6 +242,7 @@ def test_committed_solutions_are_the_known_ones():
     data = worlds.load_gsm8k()
     assert len(data.questions) == len(set(data.questions)) == 1319 == len(data.answers)
     assert data.right.shape == (1319, 4) and data.right.sum(0).tolist() == [286, 515, 458, 742]
+
     # labels agree with the final answers that the solutions state
     def number(text):
         return float(text.replace(",", "").replace("$", ""))
@@ -218,7 +259,8 @@ def test_committed_solutions_are_the_known_ones():
 
 def test_solutions_are_made_from_the_origins_rows(tmp_path):
     row = {"question": "2+2?", "ground_truth": "2+2=4\nA: 4"} | {
-        s: {"is_correct": i == 2, "solution": f"A: {i + 2}"} for i, s in enumerate(SOLVERS)}
+        s: {"is_correct": i == 2, "solution": f"A: {i + 2}"} for i, s in enumerate(SOLVERS)
+    }
     (tmp_path / "example_model_solutions.jsonl").write_text(json.dumps(row) + "\n")
     (tmp_path / "LICENSE").write_text("MIT")
     make_gsm8k(tmp_path, tmp_path / "made")
@@ -228,9 +270,16 @@ def test_solutions_are_made_from_the_origins_rows(tmp_path):
     assert (tmp_path / "made" / "LICENSE").read_text() == "MIT"
 
 
-@pytest.mark.parametrize("text", ["", "{}\n", "no json\n",
-                                  '{"question": "q", "answer": "1", "right": [1, 0, 0, 0], "solutions": ["", "", "", ""]}\n',
-                                  '{"question": "q", "answer": "1", "right": [true], "solutions": [""]}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}\n",
+        "no json\n",
+        '{"question": "q", "answer": "1", "right": [1, 0, 0, 0], "solutions": ["", "", "", ""]}\n',
+        '{"question": "q", "answer": "1", "right": [true], "solutions": [""]}\n',
+    ],
+)
 def test_torn_solution_files_are_refused_in_one_sentence(tmp_path, text):
     (tmp_path / "solutions.jsonl").write_text(text)
     with pytest.raises(ValueError, match="solutions.jsonl"):

@@ -11,8 +11,11 @@ from rlgenkit.worlds import Reading, Scene, Sticker, render
 
 LOOK = (0.9, 0.6, 1.0, 1.0, 0.0)  # exact palette colors, no speckles
 SCENE = Scene((Sticker("heart", "red", 24.0, 40.0, 28.0),), "sky", LOOK)
-PAIR = Scene((Sticker("cat", "black", 16.0, 16.0, 24.0), Sticker("star", "blue", 48.0, 48.0, 24.0)),
-             "white", LOOK)
+PAIR = Scene(
+    (Sticker("cat", "black", 16.0, 16.0, 24.0), Sticker("star", "blue", 48.0, 48.0, 24.0)),
+    "white",
+    LOOK,
+)
 
 
 def seeded(k: int) -> torch.Generator:
@@ -29,8 +32,17 @@ def reading_of(scene: Scene, spare: int = 2) -> Reading:
         kind[0, k], color[0, k] = worlds.SHAPES.index(s.kind), worlds.COLORS.index(s.color)
         xy[0, k], size[0, k] = torch.tensor([s.x, s.y]), s.size
     valid = torch.arange(pad)[None] < n
-    return Reading(kind, color, xy, size, valid.float(), valid, torch.zeros(1, dtype=torch.long),
-                   torch.tensor([scene.look]), torch.zeros(1, 4))
+    return Reading(
+        kind,
+        color,
+        xy,
+        size,
+        valid.float(),
+        valid,
+        torch.zeros(1, dtype=torch.long),
+        torch.tensor([scene.look]),
+        torch.zeros(1, 4),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +69,11 @@ def test_damage_is_reproducible_local_and_visible(name):
 
 
 def test_damage_stays_on_the_canvas():
-    corners = [replace(SCENE, stickers=(Sticker("ball", "blue", x, y, 28.0),))
-               for x in (16.0, 32.0, 48.0) for y in (16.0, 32.0, 48.0)]
+    corners = [
+        replace(SCENE, stickers=(Sticker("ball", "blue", x, y, 28.0),))
+        for x in (16.0, 32.0, 48.0)
+        for y in (16.0, 32.0, 48.0)
+    ]
     for name in artifacts.ARTIFACTS:
         gap = artifacts.damage(corners, name, seeded(0)) - render(corners)
         changed = gap.abs().amax(1) > 0.02
@@ -99,8 +114,9 @@ def test_doubled_adds_pixels_of_the_same_color_and_fused_of_another_kind():
 
 def test_the_second_sticker_is_of_the_same_kind_or_of_another():
     for k in range(8):
-        twin, stranger = (artifacts._second(SCENE, 0, other, seeded(k)).stickers[0]
-                          for other in (False, True))
+        twin, stranger = (
+            artifacts._second(SCENE, 0, other, seeded(k)).stickers[0] for other in (False, True)
+        )
         assert twin.kind == "heart" and stranger.kind in set(worlds.KINDS) - {"heart"}
         assert twin.color == stranger.color == "red" and twin.size == 28.0
         for near in (twin, stranger):
@@ -109,10 +125,12 @@ def test_the_second_sticker_is_of_the_same_kind_or_of_another():
 
 
 def test_bad_damage_is_refused_in_one_sentence():
-    for call in (lambda: artifacts.damage([SCENE], "burnt", seeded(0)),
-                 lambda: artifacts.damage([replace(SCENE, stickers=())], "cut", seeded(0)),
-                 lambda: artifacts.artifact_pairs(0, seeded(0)),
-                 lambda: artifacts.curated_set(3, seeded(0))):
+    for call in (
+        lambda: artifacts.damage([SCENE], "burnt", seeded(0)),
+        lambda: artifacts.damage([replace(SCENE, stickers=())], "cut", seeded(0)),
+        lambda: artifacts.artifact_pairs(0, seeded(0)),
+        lambda: artifacts.curated_set(3, seeded(0)),
+    ):
         with pytest.raises(ValueError) as error:
             call()
         assert "\n" not in str(error.value)
@@ -197,8 +215,9 @@ def faded(image: torch.Tensor, k: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("paint", [recolored, faded])
-@pytest.mark.parametrize("color, background", [("red", "white"), ("blue", "sand"),
-                                               ("yellow", "sky")])
+@pytest.mark.parametrize(
+    "color, background", [("red", "white"), ("blue", "sand"), ("yellow", "sky")]
+)
 def test_neither_vivid_nor_pale_colors_change_the_score(paint, color, background):
     """One sticker: every difference lies on the line from background to sticker, at any color.
 
@@ -265,8 +284,10 @@ def test_the_guard_learns_from_few_pictures_and_leaves_its_backbone_alone(small,
 def test_training_is_reproducible_and_leaves_the_global_state_alone(small):
     images, labels = artifacts.curated_set(14, seeded(0))
     state = torch.get_rng_state()
-    one, two = (artifacts.train_artifact_detector(small, images, labels, seeded(3), steps=3)
-                for _ in range(2))
+    one, two = (
+        artifacts.train_artifact_detector(small, images, labels, seeded(3), steps=3)
+        for _ in range(2)
+    )
     assert torch.equal(one(images), two(images))
     assert torch.equal(state, torch.get_rng_state())
     for only in (torch.zeros(28), torch.ones(28)):
@@ -288,7 +309,7 @@ def test_features_are_those_of_the_reader_and_stay_so_in_training_mode(small, gu
     hook = small.merge.register_forward_hook(lambda module, given, out: seen.append(out))
     small(images)
     hook.remove()
-    torch.testing.assert_close(guard.features(images)[:, -seen[0].shape[1]:], seen[0])
+    torch.testing.assert_close(guard.features(images)[:, -seen[0].shape[1] :], seen[0])
     before = guard(images)
     assert torch.equal(guard.train()(images), before) and not guard.reader.training
     guard.eval()

@@ -40,6 +40,7 @@ CASES = {
 @pytest.fixture
 def no_work(monkeypatch):
     """Any execution counts as work and fails the test."""
+
     def refuse(*_args, **_named):
         raise AssertionError("work was started")
 
@@ -86,8 +87,9 @@ def folder_of(tmp_path, kind: str):
     return copy
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "not safetensors", "pickled",
-                                  "broken index"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty", "truncated", "not safetensors", "pickled", "broken index"]
+)
 def test_bad_model_folder(kind, tmp_path):
     from rlgenkit.commands.inputs import checked_model
 
@@ -107,8 +109,10 @@ def test_error_of_the_parameters_cell_is_bad_input(tmp_path):
     """What only the notebook itself can find still ends with exit code 2 and its one sentence."""
     import json
 
-    (tmp_path / "error.json").write_text(json.dumps(
-        {"ename": "ParameterError", "evalue": "`x` must be positive", "cell": 2}), encoding="utf-8")
+    (tmp_path / "error.json").write_text(
+        json.dumps({"ename": "ParameterError", "evalue": "`x` must be positive", "cell": 2}),
+        encoding="utf-8",
+    )
     assert run._explain(1, tmp_path, 60, b"") == (2, "`x` must be positive")
 
 
@@ -130,7 +134,9 @@ def test_help_needs_no_heavy_import():
     import subprocess
     import sys
 
-    code = ("import sys; from rlgenkit.__main__ import parser; parser().format_help(); "
-            "print([m for m in ('torch', 'papermill', 'nbformat') if m in sys.modules])")
+    code = (
+        "import sys; from rlgenkit.__main__ import parser; parser().format_help(); "
+        "print([m for m in ('torch', 'papermill', 'nbformat') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert re.search(r"^\[\]$", done.stdout, flags=re.M), done.stdout + done.stderr

@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from rlgenkit.rewards import (
-    STATISTICS, best_of, best_of_kl, best_of_weights, bradley_terry_loss, diversity_of_picks,
-    fit_bradley_terry, pick_shares, picture_statistics, press,
+    STATISTICS,
+    best_of,
+    best_of_kl,
+    best_of_weights,
+    bradley_terry_loss,
+    diversity_of_picks,
+    fit_bradley_terry,
+    pick_shares,
+    picture_statistics,
+    press,
 )
 from rlgenkit.worlds import load_geneval
 from data.human.geneval.make import make_geneval
@@ -33,8 +41,10 @@ def test_best_of_is_the_mean_over_all_subsets(ties):
     scores = scores.sign() if ties else scores
     values = torch.randn(2, 7, generator=generator)
     found = best_of(scores, values, range(1, 8))
-    wanted = [[brute_best_of(s.tolist(), v.tolist(), n) for n in range(1, 8)]
-              for s, v in zip(scores, values)]
+    wanted = [
+        [brute_best_of(s.tolist(), v.tolist(), n) for n in range(1, 8)]
+        for s, v in zip(scores, values)
+    ]
     torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
@@ -107,11 +117,21 @@ def test_human_ratings_have_the_published_shape_and_correlation():
 
 
 def test_make_geneval_keeps_ratings_and_drops_identifiers(tmp_path):
-    names = ["HITId", "Input.prompt_id", "Input.image_id", "Answer.task-quality",
-             "Answer.task-real-0", "Answer.task-real-1"]
+    names = [
+        "HITId",
+        "Input.prompt_id",
+        "Input.image_id",
+        "Answer.task-quality",
+        "Answer.task-real-0",
+        "Answer.task-real-1",
+    ]
     for model in ("sdv2", "if-xl"):
-        rows = [names, ["SECRET", 0, 1, 4, "3.0", ""], ["SECRET", 0, 1, 2, "", "1.0"],
-                ["SECRET", 0, 1, "", "", ""]]
+        rows = [
+            names,
+            ["SECRET", 0, 1, 4, "3.0", ""],
+            ["SECRET", 0, 1, 2, "", "1.0"],
+            ["SECRET", 0, 1, "", "", ""],
+        ]
         with open(tmp_path / f"annotations_{model}.csv", "w", newline="") as file:
             csv.writer(file).writerows(rows)
     (tmp_path / "evaluation_metadata.jsonl").write_text('{"tag": "colors"}\n')

@@ -52,8 +52,10 @@ def test_few_clusters_of_equal_size_are_as_many_values():
     rng = np.random.default_rng(1)
     values, clusters = rng.normal(size=40), np.repeat(list("abcdefghij"), 4)
     theirs = wb.interval(values.reshape(10, 4).mean(1))
-    for found in (wb.cluster_interval(values, clusters),
-                  wb.clustered_interval(lambda rows: values[rows].mean(), clusters)):
+    for found in (
+        wb.cluster_interval(values, clusters),
+        wb.clustered_interval(lambda rows: values[rows].mean(), clusters),
+    ):
         assert [*found] == pytest.approx([*theirs]) and (found.n, found.kind) == (10, "cluster")
 
 
@@ -61,8 +63,10 @@ def test_few_clusters_of_unequal_size_by_hand():
     values, clusters = np.array([1.0, 2.0, 6.0, 3.0]), np.array([0, 0, 1, 2])
     left = np.array([4.5, 2.0, 3.0])  # the mean without each cluster
     error = np.sqrt(2 / 3 * ((left - left.mean()) ** 2).sum())
-    for found in (wb.cluster_interval(values, clusters),
-                  wb.clustered_interval(lambda rows: values[rows].mean(), torch.tensor(clusters))):
+    for found in (
+        wb.cluster_interval(values, clusters),
+        wb.clustered_interval(lambda rows: values[rows].mean(), torch.tensor(clusters)),
+    ):
         assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 2, 3.0, error))
 
 
@@ -95,7 +99,9 @@ def test_rows_choose_the_items_and_bad_clusters_are_told():
 def covered(draw, n: int, runs: int = 20_000, mean: float = 0.0) -> tuple[float, float]:
     """(share of t intervals that hold `mean`, share that decide a gain or loss against it)."""
     _, low, high = wb.interval(draw((n, runs)))
-    return float(((low <= mean) & (mean <= high)).mean()), float(((low > mean) | (high < mean)).mean())
+    return float(((low <= mean) & (mean <= high)).mean()), float(
+        ((low > mean) | (high < mean)).mean()
+    )
 
 
 @pytest.mark.parametrize("n", [5, 8, 10])
@@ -103,16 +109,20 @@ def test_t_intervals_cover_and_seldom_decide_on_nothing(n):
     rng = np.random.default_rng(n)
     share, wrong = covered(rng.standard_normal, n)
     skewed, odd = covered(rng.standard_exponential, n, mean=1.0)
-    print(f"n={n}: covers {share:.1%} (normal), {skewed:.1%} (exponential); a zero effect gets a "
-          f"verdict in {wrong:.1%} (normal), {odd:.1%} (exponential)")
+    print(
+        f"n={n}: covers {share:.1%} (normal), {skewed:.1%} (exponential); a zero effect gets a "
+        f"verdict in {wrong:.1%} (normal), {odd:.1%} (exponential)"
+    )
     assert 0.93 <= share <= 0.97 and wrong <= 0.07 and skewed >= 0.85
 
 
 def test_ten_clusters_cover():
     rng, hits = np.random.default_rng(0), {"normal": 0, "exponential": 0}
     clusters, runs = np.repeat(np.arange(10), rng.integers(2, 7, size=10)), 2_000
-    for name, draw, mean in (("normal", rng.standard_normal, 0.0),
-                             ("exponential", rng.standard_exponential, 1.0)):
+    for name, draw, mean in (
+        ("normal", rng.standard_normal, 0.0),
+        ("exponential", rng.standard_exponential, 1.0),
+    ):
         for _ in range(runs):
             values = draw(10)[clusters] + rng.normal(size=len(clusters))
             _, low, high = wb.cluster_interval(values, clusters)
@@ -130,16 +140,31 @@ def test_a_further_run_lies_in_the_prediction_interval():
 
 # --- verdicts
 
-ROW = wb.Row("C1", "Exact answers rise.", paper="From 0.63 to 0.95.", measure="after less before",
-             threshold=0.5, direction=">=", interval="t", scale="embedded")
+ROW = wb.Row(
+    "C1",
+    "Exact answers rise.",
+    paper="From 0.63 to 0.95.",
+    measure="after less before",
+    threshold=0.5,
+    direction=">=",
+    interval="t",
+    scale="embedded",
+)
 HIGH, LOW, WIDE = [0.6, 0.7, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.2, 0.1], [0.2, 0.9, 0.1, 0.8, 0.6]
 
 
-@pytest.mark.parametrize("values, direction, expected", [
-    (HIGH, ">=", "supported"), (WIDE, ">=", "inconclusive"), (LOW, ">=", "not supported"),
-    (LOW, "<=", "supported"), (HIGH, "<=", "not supported"), ([0.5] * 5, ">=", "supported"),
-    (HIGH[:4], ">=", "not judged"),
-])
+@pytest.mark.parametrize(
+    "values, direction, expected",
+    [
+        (HIGH, ">=", "supported"),
+        (WIDE, ">=", "inconclusive"),
+        (LOW, ">=", "not supported"),
+        (LOW, "<=", "supported"),
+        (HIGH, "<=", "not supported"),
+        ([0.5] * 5, ">=", "supported"),
+        (HIGH[:4], ">=", "not judged"),
+    ],
+)
 def test_verdict_of_the_whole_interval(values, direction, expected):
     claim = wb.judge(replace(ROW, direction=direction), values)
     assert claim.verdict == expected
@@ -187,23 +212,33 @@ def test_shares_and_clusters_have_their_own_intervals():
     ready = wb.judge(row, wb.clustered_interval(lambda rows: values[rows].mean(), clusters))
     assert told.verdict == ready.verdict == "supported" and (told.n, len(told.values)) == (5, 20)
     assert ready.values == () and ready.interval == pytest.approx(told.interval)
-    assert wb.judge(row, values[:16], clusters=clusters[:16]).note == "4 clusters; a verdict needs 5."
+    assert (
+        wb.judge(row, values[:16], clusters=clusters[:16]).note == "4 clusters; a verdict needs 5."
+    )
 
 
-@pytest.mark.parametrize("changes, values, named, words", [
-    ({"check": True}, HIGH, {}, "is a check"),
-    ({"untestable": "no engine"}, HIGH, {}, "takes no values"),
-    ({}, HIGH, {"sham": LOW}, "names no sham"),
-    ({"sham": "permuted"}, HIGH, {}, "names the sham 'permuted'"),
-    ({"control": "broken"}, HIGH, {}, "names the control 'broken'"),
-    ({}, [0.1, np.nan], {}, "must be finite numbers"),
-    ({}, [], {}, "must be finite numbers"),
-    ({"interval": "binomial"}, HIGH, {}, "zeros and ones"),
-    ({}, HIGH, {"clusters": [1, 2, 3, 4, 5]}, "clusters="),
-    ({"interval": "cluster"}, HIGH, {}, "clusters="),
-    ({"interval": "cluster"}, wb.interval(HIGH), {}, "asks for the interval 'cluster', not 't'"),
-    ({}, wb.interval(np.ones((5, 2))), {}, "three finite numbers"),
-])
+@pytest.mark.parametrize(
+    "changes, values, named, words",
+    [
+        ({"check": True}, HIGH, {}, "is a check"),
+        ({"untestable": "no engine"}, HIGH, {}, "takes no values"),
+        ({}, HIGH, {"sham": LOW}, "names no sham"),
+        ({"sham": "permuted"}, HIGH, {}, "names the sham 'permuted'"),
+        ({"control": "broken"}, HIGH, {}, "names the control 'broken'"),
+        ({}, [0.1, np.nan], {}, "must be finite numbers"),
+        ({}, [], {}, "must be finite numbers"),
+        ({"interval": "binomial"}, HIGH, {}, "zeros and ones"),
+        ({}, HIGH, {"clusters": [1, 2, 3, 4, 5]}, "clusters="),
+        ({"interval": "cluster"}, HIGH, {}, "clusters="),
+        (
+            {"interval": "cluster"},
+            wb.interval(HIGH),
+            {},
+            "asks for the interval 'cluster', not 't'",
+        ),
+        ({}, wb.interval(np.ones((5, 2))), {}, "three finite numbers"),
+    ],
+)
 def test_what_cannot_be_judged_is_refused_in_one_sentence(changes, values, named, words):
     with pytest.raises(ValueError, match=words) as error:
         wb.judge(replace(ROW, **changes), values, **named)
@@ -265,8 +300,13 @@ def test_rows_come_from_the_file(written):
     assert list(rows) == ["C1", "INV-a", "C7", "C4"] and rows["C1"].primary and rows["C4"].ours
     assert len(wb.rows_digest("01_x")) == 64
     shown = wb.claims_preview("01_x")
-    assert "| **C1** | GenEval rises. | Exact answers rise. | after less before >= 0.15 | sham: permuted" in shown
-    assert "*Ours:* People agree \\| mostly. | share of pairs <= 1 points | control: shuffled" in shown
+    assert (
+        "| **C1** | GenEval rises. | Exact answers rise. | after less before >= 0.15 | sham: permuted"
+        in shown
+    )
+    assert (
+        "*Ours:* People agree \\| mostly. | share of pairs <= 1 points | control: shuffled" in shown
+    )
     assert "Checked in every run: Ratios are 1." in shown
     assert "Not testable at this scale: C7 (no physics engine here)." in shown
     assert wb.untestable(rows["C7"]).note == "No physics engine here."
@@ -275,23 +315,38 @@ def test_rows_come_from_the_file(written):
     assert (left.threshold, left.kind, left.n) == (1, "binomial", 0)
 
 
-@pytest.mark.parametrize("old, new, words", [
-    ("threshold = 0.15", "treshold = 0.15", r"\[C1\]: unknown key 'treshold', the nearest is 'threshold'"),
-    ("threshold = 0.15", "", "threshold is missing"),
-    ('measure = "after less before"\nthreshold = 0.15', "", "measure and threshold are missing"),
-    ("threshold = 0.15", "threshold = inf", "threshold must be a finite number"),
-    ("threshold = 0.15", "threshold = true", "threshold must be a finite number"),
-    ('paper = "GenEval rises."', "", "paper is missing; a statement of ours says ours = true"),
-    ('direction = ">="', 'direction = ">"', "direction must be one of >=, <=, not '>'"),
-    ('interval = "t"', 'interval = "bootstrap"', "interval must be one of t, binomial, cluster"),
-    ('scale = "embedded"', 'scale = "small"', "scale must be one of exact"),
-    ('sham = "permuted"', 'sham = "permuted"\ncontrol = "x"', "not both"),
-    ("primary = true", 'primary = "yes"', "primary must be true or false, not 'yes'"),
-    ("check = true", "check = true\nthreshold = 1.0", "threshold does not belong to a check"),
-    ("check = true", 'check = true\nuntestable = "x"', "untestable does not belong to a check"),
-    ("[C7]", "[C1]", "cannot be read"),
-    ("[C1]", "stray = 1\n[C1]", "must be a table"),
-])
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        (
+            "threshold = 0.15",
+            "treshold = 0.15",
+            r"\[C1\]: unknown key 'treshold', the nearest is 'threshold'",
+        ),
+        ("threshold = 0.15", "", "threshold is missing"),
+        (
+            'measure = "after less before"\nthreshold = 0.15',
+            "",
+            "measure and threshold are missing",
+        ),
+        ("threshold = 0.15", "threshold = inf", "threshold must be a finite number"),
+        ("threshold = 0.15", "threshold = true", "threshold must be a finite number"),
+        ('paper = "GenEval rises."', "", "paper is missing; a statement of ours says ours = true"),
+        ('direction = ">="', 'direction = ">"', "direction must be one of >=, <=, not '>'"),
+        (
+            'interval = "t"',
+            'interval = "bootstrap"',
+            "interval must be one of t, binomial, cluster",
+        ),
+        ('scale = "embedded"', 'scale = "small"', "scale must be one of exact"),
+        ('sham = "permuted"', 'sham = "permuted"\ncontrol = "x"', "not both"),
+        ("primary = true", 'primary = "yes"', "primary must be true or false, not 'yes'"),
+        ("check = true", "check = true\nthreshold = 1.0", "threshold does not belong to a check"),
+        ("check = true", 'check = true\nuntestable = "x"', "untestable does not belong to a check"),
+        ("[C7]", "[C1]", "cannot be read"),
+        ("[C1]", "stray = 1\n[C1]", "must be a table"),
+    ],
+)
 def test_faults_of_the_file_are_told_in_one_sentence(written, old, new, words):
     assert old in GOOD
     written(GOOD.replace(old, new, 1))
@@ -300,11 +355,14 @@ def test_faults_of_the_file_are_told_in_one_sentence(written, old, new, words):
     assert str(error.value).startswith("claims/01_x.toml") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "claims").glob("*.toml")),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks" / "claims").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_claims_files_of_the_series(path):
     rows = wb.load_rows(path.stem)
-    assert rows and (ROOT / "notebooks" / f"{path.stem}.ipynb").is_file() or path.stem == "99_template"
+    assert (
+        rows and (ROOT / "notebooks" / f"{path.stem}.ipynb").is_file() or path.stem == "99_template"
+    )
     assert sum(row.primary for row in rows.values()) <= 3
 
 
@@ -313,9 +371,16 @@ def test_claims_files_of_the_series(path):
 
 def results(*found: wb.Claim, **changes) -> dict:
     content = {
-        "schema": 2, "notebook": "01_x", "title": "X", "profile": "study", "seeds": [0, 1],
-        "paper": {"title": "T", "year": 2020, "arxiv": "1"}, "parameters": {}, "numbers": {},
-        "claims": [asdict(claim) for claim in found], "claims_sha256": wb.rows_digest("01_x"),
+        "schema": 2,
+        "notebook": "01_x",
+        "title": "X",
+        "profile": "study",
+        "seeds": [0, 1],
+        "paper": {"title": "T", "year": 2020, "arxiv": "1"},
+        "parameters": {},
+        "numbers": {},
+        "claims": [asdict(claim) for claim in found],
+        "claims_sha256": wb.rows_digest("01_x"),
         "checks": [{"id": "INV-a", "statement": "Ratios are 1."}],
         "provenance": {"commit": None, "versions": {}, "data": {}, "device": "cpu", "threads": 2},
     }
@@ -328,8 +393,14 @@ def test_every_kind_of_claim_fits_the_schema_and_odd_ones_do_not(written):
     judged = wb.judge(rows["C1"], HIGH, sham=LOW)
     good = results(judged, wb.untestable(rows["C7"]), wb.unmeasured(rows["C4"]))
     wb.validate(good)
-    for key, value in {"schema": 1, "notebook": "x", "seeds": [], "profile": "toy",
-                       "claims_sha256": "abc", "checks": [{"id": "a"}]}.items():
+    for key, value in {
+        "schema": 1,
+        "notebook": "x",
+        "seeds": [],
+        "profile": "toy",
+        "claims_sha256": "abc",
+        "checks": [{"id": "a"}],
+    }.items():
         with pytest.raises(ValueError, match=f"schema at {key}"):
             wb.validate({**good, key: value})
     good["claims"][0]["sham"]["verdict"] = "maybe"
@@ -341,11 +412,19 @@ def test_table_of_claims_shows_shams_and_the_study():
     row = replace(ROW, primary=True, unit="points", paper="up | 2x", sham="permuted")
     claim, other = wb.judge(row, HIGH, sham=LOW), wb.judge(replace(ROW, id="C2", ours=True), LOW)
     table = wb.claims_table([claim, other], {"C1": (0.5, 0.9, True)})
-    assert "| claim | the paper | tested here | measured (95 % interval) | sham or control | study" in table
-    assert "| **C1** | up \\| 2x | Exact answers rise. Passes if after less before >= 0.5 points. |" in table
+    assert (
+        "| claim | the paper | tested here | measured (95 % interval) | sham or control | study"
+        in table
+    )
+    assert (
+        "| **C1** | up \\| 2x | Exact answers rise. Passes if after less before >= 0.5 points. |"
+        in table
+    )
     assert "| 0.68 points (0.576 to 0.784, n=5) | sham (permuted): 0.18 points" in table
     assert "not supported | inside 0.5 to 0.9 | **supported** |" in table
-    assert "| C2 |" in table and "*Ours:* Exact" in table and "| - | - | **not supported** |" in table
+    assert (
+        "| C2 |" in table and "*Ours:* Exact" in table and "| - | - | **not supported** |" in table
+    )
     assert "sham" not in wb.claims_table([other]) and "study" not in wb.claims_table([other])
 
 
@@ -356,8 +435,7 @@ def test_a_default_run_is_held_against_the_study_of_the_same_rows(written, tmp_p
     target = tmp_path / "01.json"
     assert wb.predictions("01_x", mine) == {}
     target.write_text(json.dumps(results(wb.judge(row, HIGH))))
-    assert wb.predictions("01_x", mine) == {
-        "C1": (*[*wb.prediction_interval(HIGH, 2)][1:], True)}
+    assert wb.predictions("01_x", mine) == {"C1": (*[*wb.prediction_interval(HIGH, 2)][1:], True)}
     assert not wb.predictions("01_x", [wb.judge(row, [2.0, 2.1])])["C1"][2]
     target.write_text(json.dumps(results(wb.judge(row, HIGH), profile="default")))
     assert wb.predictions("01_x", mine) == {}

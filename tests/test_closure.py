@@ -60,22 +60,25 @@ def names(path) -> list[str]:
     return [p.relative_to(package).with_suffix("").as_posix() for p in closure.closure(path)]
 
 
-@pytest.mark.parametrize(("code", "wanted"), [
-    ("from rlgenkit import rewards\nrewards.one()", REWARD_A),
-    ("from rlgenkit import rewards as R", ["__init__"]),
-    ("from rlgenkit.rewards import two", REWARD_A),
-    ("from rlgenkit.rewards.b import three", REWARD_B),
-    ("from rlgenkit.rewards import d as D", ["__init__", "rewards/d"]),
-    ("import rlgenkit.rewards as R\nR.b.three", REWARD_B),
-    ("import rlgenkit\nrlgenkit.rewards.three()", REWARD_B),
-    ("def f():\n    from rlgenkit import rewards\n    return rewards.three", REWARD_B),
-    ("from rlgenkit import rewards\nvars(rewards)", sorted({*REWARD_A, *REWARD_B})),
-    ("from rlgenkit.rewards import *", sorted({*REWARD_A, *REWARD_B})),
-    ("from rlgenkit import rewards\ndef f(rewards):\n    return rewards", ["__init__"]),
-    ("from rlgenkit import rewards\n[rewards for rewards in range(3)]", ["__init__"]),
-    ("run('python', '-m', 'rlgenkit.worlds.e')", ["__init__", "worlds/__init__", "worlds/e"]),
-    ("%matplotlib inline\nimport torch\nx = 'see rlgenkit.worlds.e'", []),
-])
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ("from rlgenkit import rewards\nrewards.one()", REWARD_A),
+        ("from rlgenkit import rewards as R", ["__init__"]),
+        ("from rlgenkit.rewards import two", REWARD_A),
+        ("from rlgenkit.rewards.b import three", REWARD_B),
+        ("from rlgenkit.rewards import d as D", ["__init__", "rewards/d"]),
+        ("import rlgenkit.rewards as R\nR.b.three", REWARD_B),
+        ("import rlgenkit\nrlgenkit.rewards.three()", REWARD_B),
+        ("def f():\n    from rlgenkit import rewards\n    return rewards.three", REWARD_B),
+        ("from rlgenkit import rewards\nvars(rewards)", sorted({*REWARD_A, *REWARD_B})),
+        ("from rlgenkit.rewards import *", sorted({*REWARD_A, *REWARD_B})),
+        ("from rlgenkit import rewards\ndef f(rewards):\n    return rewards", ["__init__"]),
+        ("from rlgenkit import rewards\n[rewards for rewards in range(3)]", ["__init__"]),
+        ("run('python', '-m', 'rlgenkit.worlds.e')", ["__init__", "worlds/__init__", "worlds/e"]),
+        ("%matplotlib inline\nimport torch\nx = 'see rlgenkit.worlds.e'", []),
+    ],
+)
 def test_the_closure_holds_what_is_used(house, code, wanted):
     assert names(house(code)) == sorted(wanted)
 
@@ -87,8 +90,12 @@ def test_aliases_serve_later_cells(house):
 def test_the_key_follows_the_files_that_are_reached(house, tmp_path):
     path = house("from rlgenkit import rewards as R\nR.three()")
     before, changed = closure.key(path), []
-    for name in (*FILES, "notebooks/claims/01_x.toml", "notebooks/claims/02_y.toml",
-                 "notebooks/checks/x.py"):
+    for name in (
+        *FILES,
+        "notebooks/claims/01_x.toml",
+        "notebooks/claims/02_y.toml",
+        "notebooks/checks/x.py",
+    ):
         file = tmp_path / name
         file.parent.mkdir(exist_ok=True)
         old = file.read_bytes() if file.is_file() else None
@@ -97,9 +104,16 @@ def test_the_key_follows_the_files_that_are_reached(house, tmp_path):
             changed.append(name)
         file.unlink() if old is None else file.write_bytes(old)
     assert changed == [
-        "rlgenkit/__init__.py", "rlgenkit/rewards/b.py", "rlgenkit/rewards/d.py",
-        "rlgenkit/workbook/__init__.py", "rlgenkit/workbook/run.py", "data/manifest.json",
-        "requirements.lock", "notebooks/claims/01_x.toml", "notebooks/checks/x.py"]
+        "rlgenkit/__init__.py",
+        "rlgenkit/rewards/b.py",
+        "rlgenkit/rewards/d.py",
+        "rlgenkit/workbook/__init__.py",
+        "rlgenkit/workbook/run.py",
+        "data/manifest.json",
+        "requirements.lock",
+        "notebooks/claims/01_x.toml",
+        "notebooks/checks/x.py",
+    ]
 
 
 def test_the_key_follows_what_the_cells_say(house):
@@ -119,8 +133,9 @@ def test_outcomes_are_made_once_per_key(house, tmp_path, monkeypatch):
     def make(folder, code=0):
         folder.mkdir()
         made.append(folder)
-        return run.Outcome(code=code, seconds=1.0, sentence="", out_dir=folder,
-                           notebook=folder / "01_x.ipynb")
+        return run.Outcome(
+            code=code, seconds=1.0, sentence="", out_dir=folder, notebook=folder / "01_x.ipynb"
+        )
 
     path = house("x = 1")
     first = runner.shared(path, "quick", make)

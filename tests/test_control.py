@@ -19,9 +19,14 @@ def test_accelerations_solve_the_equations_of_motion():
     big, m, half = control.CART_MASS, control.POLE_MASS, control.HALF_LENGTH
     cos, sin, spin = s[:, 2].cos(), s[:, 2].sin(), s[:, 3]
     one = torch.ones_like(cos)
-    matrix = torch.stack([torch.stack([(big + m) * one, m * half * cos], -1),
-                          torch.stack([m * half * cos, 4 / 3 * m * half ** 2 * one], -1)], 1)
-    right = torch.stack([force + m * half * sin * spin ** 2, m * control.GRAVITY * half * sin], -1)
+    matrix = torch.stack(
+        [
+            torch.stack([(big + m) * one, m * half * cos], -1),
+            torch.stack([m * half * cos, 4 / 3 * m * half**2 * one], -1),
+        ],
+        1,
+    )
+    right = torch.stack([force + m * half * sin * spin**2, m * control.GRAVITY * half * sin], -1)
     wanted = torch.linalg.solve(matrix, right)
     torch.testing.assert_close(torch.stack(control.cartpole_accelerations(s, force), -1), wanted)
 
@@ -32,8 +37,8 @@ def test_energy_is_kept_without_a_force():
 
     def energy(s):
         _, v, angle, spin = s.unbind(-1)
-        moving = 0.5 * (big + m) * v ** 2 + m * half * angle.cos() * v * spin
-        return moving + 2 / 3 * m * half ** 2 * spin ** 2 + m * control.GRAVITY * half * angle.cos()
+        moving = 0.5 * (big + m) * v**2 + m * half * angle.cos() * v * spin
+        return moving + 2 / 3 * m * half**2 * spin**2 + m * control.GRAVITY * half * angle.cos()
 
     s, step = torch.tensor([[0.0, 0.3, 0.2, 0.1]]).double(), 1e-4
     before = energy(s)
@@ -103,7 +108,7 @@ def test_known_play():
 
 def test_starts():
     first = control.cartpole_starts(1000, torch.Generator().manual_seed(0))
-    assert first.abs().max() <= 0.05 and first.std(0).sub(0.1 / 12 ** 0.5).abs().max() < 2e-3
+    assert first.abs().max() <= 0.05 and first.std(0).sub(0.1 / 12**0.5).abs().max() < 2e-3
     assert torch.equal(first, control.cartpole_starts(1000, torch.Generator().manual_seed(0)))
 
 
@@ -124,8 +129,9 @@ def test_episodes_are_steps_in_a_row_and_freeze_after_a_fall():
 
 def test_who_fell_stays_down_even_where_the_next_step_would_lead_back():
     first = torch.tensor([[2.3999, 0.01, 0.0, 0.0]]).double()
-    _, _, up = control.episodes(control.cartpole_step, lambda s: torch.zeros(1), first,
-                                torch.ones(3, 1) / 2)
+    _, _, up = control.episodes(
+        control.cartpole_step, lambda s: torch.zeros(1), first, torch.ones(3, 1) / 2
+    )
     fallen = torch.tensor([[2.4001, -0.185, 0.0, 0.0]]).double()
     assert not control.cartpole_step(fallen, torch.zeros(1))[1].any()  # it would lead back
     assert up[:, 0].tolist() == [True, False, False, False]
@@ -158,13 +164,19 @@ def test_the_car_follows_the_published_step():
 def test_car_steps_by_hand():
     """At rest where cos 3x = 0 only the engine acts; at x = -pi/3 gravity gives 0.0025."""
     flat, valley = -math.pi / 6, -math.pi / 3
-    s = torch.tensor([[flat, 0.0], [flat, 0], [flat, 0], [valley, 0], [-1.2, -0.05], [0.47, 0.05],
-                      [0.55, -0.03]])  # the last one rolls back over the flag: not an arrival
+    s = torch.tensor(
+        [[flat, 0.0], [flat, 0], [flat, 0], [valley, 0], [-1.2, -0.05], [0.47, 0.05], [0.55, -0.03]]
+    )  # the last one rolls back over the flag: not an arrival
     after, there = control.mountain_step(s.double(), torch.tensor([0, 1, 2, 1, 0, 2, 2]))
-    wanted = [[flat - 0.001, -0.001], [flat, 0], [flat + 0.001, 0.001],
-              [valley + 0.0025, 0.0025], [-1.2, 0],
-              [0.47 + 0.051 - 0.0025 * math.cos(1.41), 0.051 - 0.0025 * math.cos(1.41)],
-              [0.521 - 0.0025 * math.cos(1.65), -0.029 - 0.0025 * math.cos(1.65)]]
+    wanted = [
+        [flat - 0.001, -0.001],
+        [flat, 0],
+        [flat + 0.001, 0.001],
+        [valley + 0.0025, 0.0025],
+        [-1.2, 0],
+        [0.47 + 0.051 - 0.0025 * math.cos(1.41), 0.051 - 0.0025 * math.cos(1.41)],
+        [0.521 - 0.0025 * math.cos(1.65), -0.029 - 0.0025 * math.cos(1.65)],
+    ]
     torch.testing.assert_close(after, torch.tensor(wanted).double(), atol=1e-7, rtol=0)
     assert there.tolist() == [False] * 5 + [True, False]
 
@@ -199,8 +211,12 @@ def drive(act, repeat, limit, n=2000):
     """(share that arrives within `limit` steps, mean steps of these) of n cars."""
     gen = torch.Generator().manual_seed(8)
     first = control.mountain_starts(n, gen)
-    _, _, on = control.episodes(lambda s, a: control.mountain_step(s, 2 * a, repeat), act, first,
-                                torch.rand(limit // repeat, n, generator=gen))
+    _, _, on = control.episodes(
+        lambda s, a: control.mountain_step(s, 2 * a, repeat),
+        act,
+        first,
+        torch.rand(limit // repeat, n, generator=gen),
+    )
     arrived = ~on[-1]
     return arrived.float().mean().item(), repeat * on[:, arrived].float().sum(0).mean().item()
 
@@ -220,4 +236,4 @@ def test_car_starts():
     first = control.mountain_starts(1000, torch.Generator().manual_seed(0))
     assert (first[:, 1] == 0).all() and first[:, 0].min() >= -0.6 and first[:, 0].max() <= -0.4
     assert first[:, 0].mean() == pytest.approx(-0.5, abs=5e-3)
-    assert first[:, 0].std() == pytest.approx(0.2 / 12 ** 0.5, abs=2e-3)
+    assert first[:, 0].std() == pytest.approx(0.2 / 12**0.5, abs=2e-3)

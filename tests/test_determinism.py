@@ -27,7 +27,9 @@ def rotating() -> Path:
 
 
 # Named by role and not by notebook, so that all workers collect the same tests.
-pair = pytest.mark.parametrize("notebook", [lambda: TEMPLATE, rotating], ids=["template", "rotating"])
+pair = pytest.mark.parametrize(
+    "notebook", [lambda: TEMPLATE, rotating], ids=["template", "rotating"]
+)
 
 
 def progress(folder: Path) -> int:
@@ -40,8 +42,13 @@ def progress(folder: Path) -> int:
 def pictures(outcome) -> list[str]:
     """Base64 PNGs of the executed notebook, in order."""
     cells = read(outcome.notebook)["cells"]
-    return [o["data"]["image/png"] for c in cells if c["cell_type"] == "code" for o in c["outputs"]
-            if "image/png" in o.get("data", {})]
+    return [
+        o["data"]["image/png"]
+        for c in cells
+        if c["cell_type"] == "code"
+        for o in c["outputs"]
+        if "image/png" in o.get("data", {})
+    ]
 
 
 @pair
@@ -64,7 +71,10 @@ def kill_when(process, condition, seconds: float) -> bool:
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         if condition():
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            family = [
+                psutil.Process(process.pid),
+                *psutil.Process(process.pid).children(recursive=True),
+            ]
             for member in family:
                 try:
                     os.kill(member.pid, signal.SIGKILL)
@@ -88,9 +98,22 @@ def test_killed_and_resumed_ends_with_the_same_numbers(notebook, quick_run, tmp_
     if not wanted:
         pytest.skip(f"{path.stem} leaves nothing behind that a killed run could resume from")
     process = subprocess.Popen(
-        [sys.executable, "-m", "rlgenkit", "run", str(path), "--profile", "quick", "--out", str(out)],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+        [
+            sys.executable,
+            "-m",
+            "rlgenkit",
+            "run",
+            str(path),
+            "--profile",
+            "quick",
+            "--out",
+            str(out),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     halfway = kill_when(process, lambda: progress(out) >= wanted, runner.HANG_S)
     assert halfway, f"{path.stem}: the run ended before it could be killed"
     assert not (out / "results.json").exists()

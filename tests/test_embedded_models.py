@@ -14,8 +14,16 @@ from data.models.flow import train as flow
 from data.models.recipes import MODELS, fit
 from rlgenkit.models import denoiser, embed, encode, load_policy
 from rlgenkit.worlds.prompts import COLORS
-from rlgenkit.worlds import (REWARD_READER, check, load_reader, parse, read, render, sample_prompts,
-                             sample_scenes)
+from rlgenkit.worlds import (
+    REWARD_READER,
+    check,
+    load_reader,
+    parse,
+    read,
+    render,
+    sample_prompts,
+    sample_scenes,
+)
 
 GENERATORS = ("flow", "epsilon", "consistency")
 
@@ -66,7 +74,9 @@ def test_reward_reader_is_another_and_weaker_network():
     meter, other = load_reader(), load_reader(REWARD_READER)
     count = [sum(p.numel() for p in m.parameters()) for m in (meter, other)]
     assert count[1] < count[0] / 2
-    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    noisy = (
+        images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+    ).clamp(0, 1)
     right = [check(read(m, noisy), prompts)["correct"].mean().item() for m in (meter, other)]
     assert right[1] < right[0]
 
@@ -75,16 +85,24 @@ def test_reward_reader_is_another_and_weaker_network():
 def test_generators_open_in_diffusers(name):
     import diffusers
 
-    absent = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")) if name == "flow" else {}
+    absent = (
+        dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        if name == "flow"
+        else {}
+    )
     kind = json.loads((MODELS / name / "model_index.json").read_text())["_class_name"]
-    pipe = getattr(diffusers, kind).from_pretrained(MODELS / name, torch_dtype=torch.float32, **absent)
+    pipe = getattr(diffusers, kind).from_pretrained(
+        MODELS / name, torch_dtype=torch.float32, **absent
+    )
     assert sum(p.numel() for p in pipe.transformer.parameters()) > 1e6
 
 
 @pytest.mark.parametrize("name", GENERATORS)
 def test_generators_are_as_good_as_their_cards(name):
     card = json.loads((MODELS / name / "quality.json").read_text())["quality"]["test, single"]
-    prompts = sample_prompts(48, split="test", category="single", generator=torch.Generator().manual_seed(504))
+    prompts = sample_prompts(
+        48, split="test", category="single", generator=torch.Generator().manual_seed(504)
+    )
     images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=505)
     measured = check(read(load_reader(), images), prompts)["kind_color"].mean().item()
     noise = math.sqrt(card["kind_color"] * (1 - card["kind_color"]) / 48 + 1e-3)
@@ -132,7 +150,14 @@ def test_non_finite_loss_stops_training_and_keeps_the_checkpoint(tmp_path, monke
     module = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     with pytest.raises(FloatingPointError, match="step 3"):
-        fit("bad", module, [optimizer], 5, lambda s: module.weight.sum() * (math.nan if s == 3 else 1), every=2)
+        fit(
+            "bad",
+            module,
+            [optimizer],
+            5,
+            lambda s: module.weight.sum() * (math.nan if s == 3 else 1),
+            every=2,
+        )
     assert recipes._progress(tmp_path / "bad.safetensors")["step"] == 2
 
 
@@ -142,9 +167,18 @@ def test_reading_labels_follow_from_the_captions():
     prompts = sample_prompts(400, generator=torch.Generator().manual_seed(508))
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     names = (None, "left of", "right of", "above", "below")
-    want = [(COLORS.index(g.color), g.count - 1, k, names.index(p.relation),
-             names.index(opposite.get(p.relation) if k else p.relation))
-            for p in prompts if p.word is None for k, g in enumerate(p.groups)]
+    want = [
+        (
+            COLORS.index(g.color),
+            g.count - 1,
+            k,
+            names.index(p.relation),
+            names.index(opposite.get(p.relation) if k else p.relation),
+        )
+        for p in prompts
+        if p.word is None
+        for k, g in enumerate(p.groups)
+    ]
     nouns, labels = reading.labels(flow.token_ids(tokenizer, prompts))
     assert [tuple(row) for row in labels.tolist()] == want
     assert nouns.sum(1).tolist() == [0 if p.word else len(p.groups) for p in prompts]
@@ -160,10 +194,17 @@ def test_flow_model_tells_left_from_right():
     x0 = encode(policy, render(sample_scenes(prompts, generator)))
     noise = torch.randn(x0.shape, generator=generator)
     with torch.no_grad():
-        errors = [(denoiser(policy, embed(policy, texts))(x0.lerp(noise, 0.85), torch.tensor(850.0))
-                   - (noise - x0)).square().mean((1, 2, 3)) for texts in ([p.text for p in prompts], wrong)]
+        errors = [
+            (
+                denoiser(policy, embed(policy, texts))(x0.lerp(noise, 0.85), torch.tensor(850.0))
+                - (noise - x0)
+            )
+            .square()
+            .mean((1, 2, 3))
+            for texts in ([p.text for p in prompts], wrong)
+        ]
     gap = errors[1] - errors[0]
-    assert gap.mean() > 5 * gap.std() / 96 ** 0.5
+    assert gap.mean() > 5 * gap.std() / 96**0.5
 
 
 def test_consistency_boundary_conditions():
@@ -177,5 +218,7 @@ def test_tokenizer_covers_the_whole_grammar():
     for prompt in sample_prompts(300, generator=torch.Generator().manual_seed(507)):
         ids = tokenizer(prompt.text).input_ids
         assert tokenizer.unk_token_id not in ids and len(ids) <= flow.TOKENS
-    assert tokenizer('the word "TEA" in red').input_ids == tokenizer("the word tea in red").input_ids
+    assert (
+        tokenizer('the word "TEA" in red').input_ids == tokenizer("the word tea in red").input_ids
+    )
     assert parse('the word "TEA" in red').word == "TEA"

@@ -50,24 +50,41 @@ def said(code, namespace, capsys):
 def test_an_exercise_is_found_by_its_number(namespace, capsys):
     right = said('wb.check("98.1", lambda x: x.sum())', namespace, capsys)
     assert right == "Exercise 98.1 (5 minutes, difficulty 1 of 5): correct on 3 random inputs"
-    assert said('wb.check("98.1", lambda x: (x**2).sum())', namespace, capsys).endswith("no squares")
+    assert said('wb.check("98.1", lambda x: (x**2).sum())', namespace, capsys).endswith(
+        "no squares"
+    )
     stub = "def f(x):\n    raise NotImplementedError\nwb.check('98.1', f)"
     assert "not yet" in said(stub, namespace, capsys)
 
 
 def test_parameters_say_whose_exercises_they_are(namespace):
-    space = {"profile": "quick", "seed": 0, "n_seeds": 1, "device": "cpu", "out_dir": None,
-             "__annotations__": {"profile": str, "seed": int, "n_seeds": int, "device": str, "out_dir": str}}
+    space = {
+        "profile": "quick",
+        "seed": 0,
+        "n_seeds": 1,
+        "device": "cpu",
+        "out_dir": None,
+        "__annotations__": {
+            "profile": str,
+            "seed": int,
+            "n_seeds": int,
+            "device": str,
+            "out_dir": str,
+        },
+    }
     wb.parameters(space, notebook="98_trial", table="quick\nsize  1")
     assert space["_rlgenkit_notebook"] == "98_trial"
 
 
-@pytest.mark.parametrize("code, sentence", [
-    ('wb.check("98.2", len)', "notebooks/checks/trial.py has no exercise 98.2; it has 98.1"),
-    ('wb.predict("98.q2")', "notebooks/checks/trial.py has no quiz 98.q2; it has 98.q1"),
-    ('_rlgenkit_notebook = "97_else"\nwb.check("97.1", len)', "no notebooks/checks/else.py"),
-    ('del _rlgenkit_notebook\nwb.check("98.1", len)', "run the cell with wb.parameters first"),
-])
+@pytest.mark.parametrize(
+    "code, sentence",
+    [
+        ('wb.check("98.2", len)', "notebooks/checks/trial.py has no exercise 98.2; it has 98.1"),
+        ('wb.predict("98.q2")', "notebooks/checks/trial.py has no quiz 98.q2; it has 98.q1"),
+        ('_rlgenkit_notebook = "97_else"\nwb.check("97.1", len)', "no notebooks/checks/else.py"),
+        ('del _rlgenkit_notebook\nwb.check("98.1", len)', "run the cell with wb.parameters first"),
+    ],
+)
 def test_what_is_missing_is_said_in_a_sentence(namespace, code, sentence):
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
         exec(code, namespace)
@@ -99,31 +116,52 @@ X, Y = torch.randn(4, 6, generator=R), torch.randn(4, 3, generator=R)
 
 
 def wrong(reference, student, *inputs):
-    found = wb.Exercise(reference, lambda g: [x.clone() for x in inputs] if inputs else
-                        [torch.randn(4, 6, generator=g)])
+    found = wb.Exercise(
+        reference,
+        lambda g: [x.clone() for x in inputs] if inputs else [torch.randn(4, 6, generator=g)],
+    )
     outcome = found.outcome(student)
     assert outcome.status == "wrong"
     return outcome.message
 
 
-@pytest.mark.parametrize("reference, student, words", [
-    (lambda x: x.sum(1), lambda x: -x.sum(1), "the sign is wrong: entry"),
-    (lambda x: x.sum(1), lambda x: x.mean(1), "a mean where a sum belongs (over 6): entry"),
-    (lambda x: x.mean(1), lambda x: x.sum(1), "a sum where a mean belongs (over 6): entry"),
-    (lambda x: x.sum(), lambda x: x.mean(), "a mean where a sum belongs (over 24): it is"),
-    (lambda x: x.sum(1), lambda x: 2.5 * x.sum(1), "off by a constant factor of 2.5: entry"),
-    (lambda x: x.sum(1), lambda x: x.sum(1) - 3, "off by a constant of -3: entry"),
-    (lambda x: x.sum(1), lambda x: x.sum(1).flip(0), "the right numbers in the wrong order: entry"),
-    (lambda x: x @ x.T + x[:, :4], lambda x: (x @ x.T + x[:, :4]).T, "in the wrong order"),
-    (lambda x: x.sum(1), lambda x: (x - 9).log().sum(1), "it holds nan (not a number)"),
-    (lambda x: x.sum(1), lambda x: x.sum(1) ** 2, "not quite: entry"),
-    (lambda x: x, lambda x: x.T, "a 6 x 4 table, expected a 4 x 6 table: rows and columns are exchanged"),
-    (lambda x: x.sum(), lambda x: x.sum(1), "4 numbers in a row, expected a single number: a mean or a"),
-    (lambda x: (x, x), lambda x: x, "it returns one value, expected 2 values"),
-    (lambda x: (x.sum(), x), lambda x: (x.mean(), x), "value 1 of 2: a mean where a sum belongs"),
-    (lambda x: "up", lambda x: "down", "not quite: 'down', expected 'up'"),
-    (lambda x: x.sum(), lambda x: "none", "a str, expected a single number"),
-])
+@pytest.mark.parametrize(
+    "reference, student, words",
+    [
+        (lambda x: x.sum(1), lambda x: -x.sum(1), "the sign is wrong: entry"),
+        (lambda x: x.sum(1), lambda x: x.mean(1), "a mean where a sum belongs (over 6): entry"),
+        (lambda x: x.mean(1), lambda x: x.sum(1), "a sum where a mean belongs (over 6): entry"),
+        (lambda x: x.sum(), lambda x: x.mean(), "a mean where a sum belongs (over 24): it is"),
+        (lambda x: x.sum(1), lambda x: 2.5 * x.sum(1), "off by a constant factor of 2.5: entry"),
+        (lambda x: x.sum(1), lambda x: x.sum(1) - 3, "off by a constant of -3: entry"),
+        (
+            lambda x: x.sum(1),
+            lambda x: x.sum(1).flip(0),
+            "the right numbers in the wrong order: entry",
+        ),
+        (lambda x: x @ x.T + x[:, :4], lambda x: (x @ x.T + x[:, :4]).T, "in the wrong order"),
+        (lambda x: x.sum(1), lambda x: (x - 9).log().sum(1), "it holds nan (not a number)"),
+        (lambda x: x.sum(1), lambda x: x.sum(1) ** 2, "not quite: entry"),
+        (
+            lambda x: x,
+            lambda x: x.T,
+            "a 6 x 4 table, expected a 4 x 6 table: rows and columns are exchanged",
+        ),
+        (
+            lambda x: x.sum(),
+            lambda x: x.sum(1),
+            "4 numbers in a row, expected a single number: a mean or a",
+        ),
+        (lambda x: (x, x), lambda x: x, "it returns one value, expected 2 values"),
+        (
+            lambda x: (x.sum(), x),
+            lambda x: (x.mean(), x),
+            "value 1 of 2: a mean where a sum belongs",
+        ),
+        (lambda x: "up", lambda x: "down", "not quite: 'down', expected 'up'"),
+        (lambda x: x.sum(), lambda x: "none", "a str, expected a single number"),
+    ],
+)
 def test_mistakes_are_named(reference, student, words):
     assert words in wrong(reference, student)
 
@@ -133,10 +171,14 @@ def test_wrong_gradients_are_named():
         return [torch.randn(6, generator=generator, requires_grad=True) for _ in range(2)]
 
     right = wb.Exercise(lambda a, b: (a.detach() * b).sum(), inputs)
-    for student, words in ((lambda a, b: (a * b).sum(), "gradient of tensor 1 is not: it must be zero"),
-                           (lambda a, b: (a.detach() * b.detach()).sum(), "gradient of tensor 2 is not: none"),
-                           (lambda a, b: (a.detach() * b).sum() + 0 * b.sum() + (b - b.detach()).sum(),
-                            "gradient of tensor 2 is not: something is detached")):
+    for student, words in (
+        (lambda a, b: (a * b).sum(), "gradient of tensor 1 is not: it must be zero"),
+        (lambda a, b: (a.detach() * b.detach()).sum(), "gradient of tensor 2 is not: none"),
+        (
+            lambda a, b: (a.detach() * b).sum() + 0 * b.sum() + (b - b.detach()).sum(),
+            "gradient of tensor 2 is not: something is detached",
+        ),
+    ):
         assert words in right.outcome(student).message
 
 
@@ -197,7 +239,9 @@ print(f(1, 2))'''
 
 
 def test_bodies_go_and_all_else_stays():
-    assert export.without_bodies(CODE) == '''def f(a, b):
+    assert (
+        export.without_bodies(CODE)
+        == '''def f(a, b):
     """Doc."""
     raise NotImplementedError
 
@@ -211,39 +255,66 @@ def h(a,
     raise NotImplementedError
 
 print(f(1, 2))'''
+    )
 
 
 def cell(kind, source, *tags):
-    row = {"cell_type": kind, "id": str(abs(hash(source)) % 10**8), "source": source, "metadata": {"tags": [*tags]}}
-    return row if kind == "markdown" else row | {"outputs": [{"output_type": "stream", "name": "stdout", "text": "7"}],
-                                                 "execution_count": 1}
+    row = {
+        "cell_type": kind,
+        "id": str(abs(hash(source)) % 10**8),
+        "source": source,
+        "metadata": {"tags": [*tags]},
+    }
+    return (
+        row
+        if kind == "markdown"
+        else row
+        | {
+            "outputs": [{"output_type": "stream", "name": "stdout", "text": "7"}],
+            "execution_count": 1,
+        }
+    )
 
 
-OLD = [cell("code", CODE, "stub"),
-       cell("code", 'wb.check("98.1", f)', "check"),
-       cell("markdown", "<details><summary>Hint</summary>Think.</details>\n\nThe solution, with its check. Then go "
-                        "further: try 3.\n\n**Next**"),
-       cell("code", "secret = 1", "solution"),
-       cell("markdown", "Before.\n\n<details><summary>Solution</summary>\n\nsecret\n\n</details>\n\nAfter."),
-       cell("markdown", "The solution, with an assertion:"),
-       cell("code", "assert secret", "solution"),
-       cell("code", 'guess = wb.predict("98.q1")', "exercise")]
+OLD = [
+    cell("code", CODE, "stub"),
+    cell("code", 'wb.check("98.1", f)', "check"),
+    cell(
+        "markdown",
+        "<details><summary>Hint</summary>Think.</details>\n\nThe solution, with its check. Then go "
+        "further: try 3.\n\n**Next**",
+    ),
+    cell("code", "secret = 1", "solution"),
+    cell(
+        "markdown",
+        "Before.\n\n<details><summary>Solution</summary>\n\nsecret\n\n</details>\n\nAfter.",
+    ),
+    cell("markdown", "The solution, with an assertion:"),
+    cell("code", "assert secret", "solution"),
+    cell("code", 'guess = wb.predict("98.q1")', "exercise"),
+]
 
 
 def test_student_copies_hold_no_answer():
     out = export.student({"cells": OLD, "metadata": {"rlgenkit": {}}})
     texts = [c["source"] for c in out["cells"]]
     assert "secret" not in json.dumps(out) and "solution" not in json.dumps(out).lower()
-    assert texts[1:] == ['wb.check("98.1", f)',
-                         "<details><summary>Hint</summary>Think.</details>\n\nThen go further: try 3.\n\n**Next**",
-                         "Before.\n\nAfter.", 'guess = wb.predict("98.q1")']
+    assert texts[1:] == [
+        'wb.check("98.1", f)',
+        "<details><summary>Hint</summary>Think.</details>\n\nThen go further: try 3.\n\n**Next**",
+        "Before.\n\nAfter.",
+        'guess = wb.predict("98.q1")',
+    ]
     assert all(c["outputs"] == [] for c in out["cells"] if c["cell_type"] == "code")
     assert OLD[0]["source"] == CODE  # the notebook itself is untouched
 
 
 def test_solutions_copies_show_what_the_checks_hold(namespace):
     answers = export.answers_of("98_trial")
-    assert "return x.sum()" in answers["98.1"] and answers["98.q1"] == "**Answer of 98.q1**: down. It sinks."
+    assert (
+        "return x.sum()" in answers["98.1"]
+        and answers["98.q1"] == "**Answer of 98.q1**: down. It sinks."
+    )
     out = [c["source"] for c in export.solutions({"cells": OLD, "metadata": {}}, answers)["cells"]]
     assert out[out.index('wb.check("98.1", f)') + 1] == answers["98.1"]
     assert out[-1] == answers["98.q1"] and out[0] == CODE and "**Solution**" in out

@@ -15,14 +15,17 @@ def ids(text, width=12):
 
 def test_answers_judged_by_hand():
     thing = torch.zeros(7, 6, dtype=torch.long)  # red, round, tiny, kitchen, calm, free
-    answers = torch.tensor([
-        ids("color red shape round"),
-        ids("color red color red"),  # counts once
-        ids("color blue shape round"),  # one wrong
-        ids("color round so well"),  # a value of another label states nothing
-        ids("red round"),  # no label
-        ids("price cheap color blue"),  # never below 0
-        ids("mood calm so place kitchen color red")])
+    answers = torch.tensor(
+        [
+            ids("color red shape round"),
+            ids("color red color red"),  # counts once
+            ids("color blue shape round"),  # one wrong
+            ids("color round so well"),  # a value of another label states nothing
+            ids("red round"),  # no label
+            ids("price cheap color blue"),  # never below 0
+            ids("mood calm so place kitchen color red"),
+        ]
+    )
     wanted = [[65, 4], [40, 4], [5, 4], [0, 4], [0, 2], [0, 4], [56, 7]]
     wanted = torch.tensor([[h, 100 * n / world.LONGEST] for h, n in wanted])
     torch.testing.assert_close(world.attributes(answers, thing), wanted)
@@ -68,9 +71,11 @@ def test_prompts_hold_the_direction_and_the_facts():
     assert weights.tolist() == [[100, 0], [71, 71], [71, -71]]
     rows = world.prompt_rows(weights, torch.tensor([[0] * 6, [5] * 6, [1, 2, 3, 4, 5, 0]]))
     words = [" ".join(world.NAMES[i] for i in row) for row in rows]
-    assert words == ["100 0 red round tiny kitchen calm free",
-                     "71 71 black thick giant forest shy priceless",
-                     "71 -71 blue long large beach shy free"]
+    assert words == [
+        "100 0 red round tiny kitchen calm free",
+        "71 71 black thick giant forest shy priceless",
+        "71 -71 blue long large beach shy free",
+    ]
     with pytest.raises(ValueError, match="weights"):
         world.prompt_rows(weights * 2, torch.zeros(3, 6, dtype=torch.long))
 

@@ -27,9 +27,11 @@ RECORD = ROOT / "ci" / "full_profile.json"
 
 def pipeline(name: str):
     """Maker of a parameter `model`: a folder with a tiny pipeline of this class."""
+
     def make(folder):
         save_pipeline(name, folder / "model")
         return {"model": str(folder / "model")}
+
     return make
 
 
@@ -38,22 +40,32 @@ def consistency_and_rival(folder):
     save_pipeline("LatentConsistencyModelPipeline", folder / "model")
     save_pipeline("StableDiffusionPipeline", folder / "rival")
     clip = str(ROOT / "data" / "models" / "clip")
-    return {"model": str(folder / "model"), "rival": str(folder / "rival"), "judge": clip,
-            "aligner": clip}
+    return {
+        "model": str(folder / "model"),
+        "rival": str(folder / "rival"),
+        "judge": clip,
+        "aligner": clip,
+    }
 
 
 def encoder(kind: str, **parameters):
     """Maker of a parameter `encoder`: a folder with a tiny language model of this type."""
+
     def make(folder):
         save_language_model(kind, folder / "encoder")
         return {"encoder": str(folder / "encoder"), **parameters}
+
     return make
 
 
 def vision_language(folder):
     """A folder with an untrained vision-language model of two thin layers a side."""
-    training.WIDTH, training.VISION_LAYERS, training.LAYERS, kept = 32, 2, 2, (
-        training.WIDTH, training.VISION_LAYERS, training.LAYERS)
+    training.WIDTH, training.VISION_LAYERS, training.LAYERS, kept = (
+        32,
+        2,
+        2,
+        (training.WIDTH, training.VISION_LAYERS, training.LAYERS),
+    )
     torch.manual_seed(0)
     training.build().save_pretrained(folder / "model")
     training.WIDTH, training.VISION_LAYERS, training.LAYERS = kept
@@ -64,8 +76,13 @@ def vision_language(folder):
 def own_pairs(folder):
     """A language model and a file of 60 preference pairs, the longer text chosen."""
     words = "the cable works well and I would buy it again".split()
-    rows = [{"chosen": f"{words[k % 10]} {k} " + " ".join(words[:2 + k % 8]),
-             "rejected": f"{words[-1 - k % 10]} {k}"} for k in range(60)]
+    rows = [
+        {
+            "chosen": f"{words[k % 10]} {k} " + " ".join(words[: 2 + k % 8]),
+            "rejected": f"{words[-1 - k % 10]} {k}",
+        }
+        for k in range(60)
+    ]
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return encoder("llama", pairs_file=str(path))(folder)
@@ -174,15 +191,19 @@ def case_text(name: str) -> str:
     """The case's own lines in this file and those of the makers that it names."""
     tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
     makers = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    table = next(n.value for n in tree.body
-                 if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "CASES")
+    table = next(
+        n.value
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "CASES"
+    )
     todo, seen = [dict(zip([k.value for k in table.keys], table.values))[name]], []
     while todo:
         node = todo.pop()
         if node not in seen:
             seen.append(node)
-            todo += [makers[n.id] for n in ast.walk(node)
-                     if isinstance(n, ast.Name) and n.id in makers]
+            todo += [
+                makers[n.id] for n in ast.walk(node) if isinstance(n, ast.Name) and n.id in makers
+            ]
     return json.dumps(sorted(map(json.dumps, map(committed.syntax, seen))))
 
 
@@ -216,8 +237,9 @@ def test_full_profile_runs_on_tiny_models(name, tmp_path, request):
         pytest.skip(f"the full profile of {name} needs the wheel {wheel}")
     path = shrunk(name, changes, tmp_path / f"{name}.ipynb")
     parameters = {"profile": "full", "device": "cpu", "n_seeds": 1, **make(tmp_path)}
-    done = run.execute(path, parameters, tmp_path / "run", runner.HANG_S, quiet=True,
-                       env=runner.offline())
+    done = run.execute(
+        path, parameters, tmp_path / "run", runner.HANG_S, quiet=True, env=runner.offline()
+    )
     log = tmp_path / "run" / "run.log"
     tail = log.read_text(encoding="utf-8")[-3000:] if log.is_file() else "no log"
     assert done.code == 0, f"{done.sentence}\n{tail}"

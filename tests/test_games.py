@@ -42,8 +42,9 @@ def test_exploitability_by_hand():
     batch = o.exploitability(payoff, torch.stack([corner, half]))
     assert torch.allclose(batch, torch.tensor([0.8, 0.4], dtype=torch.float64))
     many = torch.stack([payoff, payoff / 2])
-    assert torch.allclose(o.exploitability(many, corner.expand(2, 3)),
-                          torch.tensor([0.8, 0.4], dtype=torch.float64))
+    assert torch.allclose(
+        o.exploitability(many, corner.expand(2, 3)), torch.tensor([0.8, 0.4], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("k, n", [(2, 40), (3, 40), (4, 20)])
@@ -63,12 +64,18 @@ def test_dominated_options_get_nothing_and_a_condorcet_winner_gets_all():
     payoff = torch.zeros(4, 4, dtype=torch.float64)
     payoff[:3, :3] = cycle(0.6, 0.6, 0.6)
     payoff[:3, 3], payoff[3, :3] = 0.1, -0.1  # option 3 loses to all, if only just
-    assert torch.allclose(o.minimax_winner(payoff), torch.tensor([1, 1, 1, 0]).double() / 3, atol=1e-9)
+    assert torch.allclose(
+        o.minimax_winner(payoff), torch.tensor([1, 1, 1, 0]).double() / 3, atol=1e-9
+    )
     payoff[:3, 3], payoff[3, :3] = -0.1, 0.1
-    assert torch.allclose(o.minimax_winner(payoff), torch.tensor([0, 0, 0, 1.0]).double(), atol=1e-9)
+    assert torch.allclose(
+        o.minimax_winner(payoff), torch.tensor([0, 0, 0, 1.0]).double(), atol=1e-9
+    )
     scores = torch.tensor([0.3, 1.2, -0.4, 0.9])  # Bradley-Terry: the best option wins all
     payoff = 2 * torch.sigmoid(scores[:, None] - scores) - 1
-    assert torch.allclose(o.minimax_winner(payoff), torch.tensor([0, 1.0, 0, 0]).double(), atol=1e-9)
+    assert torch.allclose(
+        o.minimax_winner(payoff), torch.tensor([0, 1.0, 0, 0]).double(), atol=1e-9
+    )
 
 
 def test_asymmetric_game():
@@ -105,7 +112,11 @@ def test_a_position_bias_cancels_in_both_orders():
 
 def test_self_play_average_reaches_the_minimax_winner():
     """Multiplicative weights against itself: the average of the iterates, not the last one."""
-    payoff, logits, mean = cycle(0.2, 0.7, 0.5), torch.tensor([1.0, 0, 0]).double(), torch.zeros(3).double()
+    payoff, logits, mean = (
+        cycle(0.2, 0.7, 0.5),
+        torch.tensor([1.0, 0, 0]).double(),
+        torch.zeros(3).double(),
+    )
     steps, rate, late = 4000, 0.05, []
     for step in range(steps):
         policy = logits.softmax(0)
@@ -117,9 +128,15 @@ def test_self_play_average_reaches_the_minimax_winner():
     assert max(late) > 0.15  # the iterates go around it for ever
 
 
-@pytest.mark.parametrize("payoff, match", [
-    (torch.zeros(2, 3), r"\[\.\.\., K, K\]"), (torch.zeros(0, 0), "K >= 1"),
-    (torch.full((2, 2), float("nan")), "nan"), (torch.ones(2, 2), "not antisymmetric")])
+@pytest.mark.parametrize(
+    "payoff, match",
+    [
+        (torch.zeros(2, 3), r"\[\.\.\., K, K\]"),
+        (torch.zeros(0, 0), "K >= 1"),
+        (torch.full((2, 2), float("nan")), "nan"),
+        (torch.ones(2, 2), "not antisymmetric"),
+    ],
+)
 def test_bad_payoffs(payoff, match):
     with pytest.raises(ValueError, match=match):
         o.minimax_winner(payoff)

@@ -29,7 +29,14 @@ def test_what_a_move_brings():
         return dict(zip(g.FEATURES, BOARD.features[10 * row + column, move].tolist()))
 
     assert brings(7, 9, 1)["goal"] == 1 and brings(7, 9, 1)["mud"] == 0  # down into the goal
-    assert brings(1, 3, 3) == {"gas": 1, "goal": 0, "sheep": 0, "coin": 1, "road block": 0, "mud": 0}
+    assert brings(1, 3, 3) == {
+        "gas": 1,
+        "goal": 0,
+        "sheep": 0,
+        "coin": 1,
+        "road block": 0,
+        "mud": 0,
+    }
     assert brings(1, 9, 3)["mud"] == 1 and brings(1, 9, 3)["gas"] == 0  # bump on mud: mud again
     assert brings(9, 9, 3)["gas"] == 1 and brings(9, 9, 3)["coin"] == 0  # bump on a coin: gas only
     assert brings(0, 2, 0)["road block"] == 0  # nor does a bump pay the road block
@@ -52,9 +59,13 @@ def test_corridor_by_hand():
     d = g.DISCOUNT
     assert torch.allclose(values, torch.tensor([-1 - d + 50 * d**2, -1 + 50 * d, 50, 0]).double())
     policy = g.greedy_policy(g.action_values(world, rewards, values))
-    assert torch.equal(policy[:3, 3], torch.ones(3).double()) and policy[3, 0] == 0.25  # ties at the end
+    assert (
+        torch.equal(policy[:3, 3], torch.ones(3).double()) and policy[3, 0] == 0.25
+    )  # ties at the end
     assert float(g.scaled_return(world, policy, rewards)) == pytest.approx(1)
-    assert float(g.scaled_return(world, torch.full((4, 4), 0.25).double(), rewards)) == pytest.approx(0)
+    assert float(
+        g.scaled_return(world, torch.full((4, 4), 0.25).double(), rewards)
+    ) == pytest.approx(0)
 
 
 def test_successor_features_are_the_values_of_every_reward():
@@ -90,8 +101,10 @@ def write_labels(folder, walks, votes, name="Privileged-Control"):
     np.save(folder / f"{name}_full_filtered_Y.npy", np.asarray(votes))
 
 
-WALKS = [[[[4, 2], [-1, 0], [0, -1], [0, -1]], [[8, 8], [0, 1], [0, 0], [0, 0]]],
-         [[[0, 0], [0, 1], [1, 0], [0, 1]], [[9, 9], [-1, 0], [0, 0], [0, 0]]]]
+WALKS = [
+    [[[4, 2], [-1, 0], [0, -1], [0, -1]], [[8, 8], [0, 1], [0, 0], [0, 0]]],
+    [[[0, 0], [0, 1], [1, 0], [0, 1]], [[9, 9], [-1, 0], [0, 0], [0, 0]]],
+]
 
 
 def test_loader_reads_the_authors_format(tmp_path):
@@ -105,12 +118,19 @@ def test_loader_reads_the_authors_format(tmp_path):
     assert other.votes.tolist() == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("walks, votes, match", [
-    (WALKS, [1.0, 1.0], "constant"), (WALKS, [1.0], "one vote for each"), (WALKS, [1.0, 0.3], "votes in Y"),
-    (np.zeros((0, 2, 4, 2), int), [], "at least one"), (np.zeros((2, 4, 2), int), [0, 1], r"\[N, 2"),
-    (np.full((2, 2, 4, 2), 2), [0, 1], "a move that is none"),
-    (np.array(WALKS) + [[[10, 0], [0, 0], [0, 0], [0, 0]]], [0, 1], "outside the board"),
-    ([[[[0, 0], [0, 0], [0, 1], [0, 1]]] * 2] * 2, [0, 1], "empty move")])
+@pytest.mark.parametrize(
+    "walks, votes, match",
+    [
+        (WALKS, [1.0, 1.0], "constant"),
+        (WALKS, [1.0], "one vote for each"),
+        (WALKS, [1.0, 0.3], "votes in Y"),
+        (np.zeros((0, 2, 4, 2), int), [], "at least one"),
+        (np.zeros((2, 4, 2), int), [0, 1], r"\[N, 2"),
+        (np.full((2, 2, 4, 2), 2), [0, 1], "a move that is none"),
+        (np.array(WALKS) + [[[10, 0], [0, 0], [0, 0], [0, 0]]], [0, 1], "outside the board"),
+        ([[[[0, 0], [0, 0], [0, 1], [0, 1]]] * 2] * 2, [0, 1], "empty move"),
+    ],
+)
 def test_loader_refuses_malformed_files(tmp_path, walks, votes, match):
     write_labels(tmp_path, walks, votes)
     with pytest.raises(ValueError, match=match):

@@ -24,7 +24,8 @@ def test_committed_ratings_are_whole():
 def test_ratings_are_made_from_the_origins_file(tmp_path):
     (tmp_path / "data.csv").write_text(
         "name,prompt,adj1,adj2,style,mos_quality,std_quality,mos_align,std_align\n"
-        "b_x_001.jpg,\"a cat, sitting\",,,,1.5,0.1,2.5,0.2\na_y_000.jpg,a dog,,,,3,0.3,4,0.4\n")
+        'b_x_001.jpg,"a cat, sitting",,,,1.5,0.1,2.5,0.2\na_y_000.jpg,a dog,,,,3,0.3,4,0.4\n'
+    )
     (tmp_path / "LICENSE").write_text("MIT")
     make_agiqa(tmp_path, tmp_path / "made")
     data = worlds.load_agiqa(tmp_path / "made")
@@ -34,12 +35,15 @@ def test_ratings_are_made_from_the_origins_file(tmp_path):
     assert (tmp_path / "made" / "LICENSE").read_text() == "MIT"
 
 
-@pytest.mark.parametrize("text, what", [
-    (HEADER + "\n", "needs rows"),
-    ("prompt,quality\n1,2\n", "needs the columns"),
-    (HEADER + "\n0,a,x,1,1,1\n", "numbers"),
-    (HEADER + "\n0,a,7,1,1,1\n", "between 0 and 5"),
-])
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        (HEADER + "\n", "needs rows"),
+        ("prompt,quality\n1,2\n", "needs the columns"),
+        (HEADER + "\n0,a,x,1,1,1\n", "numbers"),
+        (HEADER + "\n0,a,7,1,1,1\n", "between 0 and 5"),
+    ],
+)
 def test_torn_files_are_refused_in_one_sentence(tmp_path, text, what):
     (tmp_path / "ratings.csv").write_text(text)
     with pytest.raises(ValueError, match=what):

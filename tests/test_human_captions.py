@@ -46,7 +46,9 @@ def test_captions_are_made_from_the_origins_files(tmp_path):
             with open(tmp_path / f"{contest}_summary_{kind}.csv", "w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["rank", "funny", "somewhat_funny", "unfunny", "caption"])
-                writer.writerows([[1, 3, 2, 1, "b, said I"], [2, 0, 1, 4 + (kind == "LilUCB"), "a"]])
+                writer.writerows(
+                    [[1, 3, 2, 1, "b, said I"], [2, 0, 1, 4 + (kind == "LilUCB"), "a"]]
+                )
     (tmp_path / "LICENSE.txt").write_text("CC BY 4.0")
     made = tmp_path / "made"
     make_captions(tmp_path, made)
@@ -69,23 +71,34 @@ def test_sessions_are_columns_of_the_origins_rows(tmp_path):
     assert torch.equal(ratings[0], -ratings[1]) and ratings[0, 8] == 4
 
 
-@pytest.mark.parametrize("text, what", [
-    (HEADER + "\n", "needs rows"),
-    ("unfunny,caption\n1,a\n", "columns"),
-    (HEADER + "\n1,x,0,,,,a\n", "whole numbers"),
-    (HEADER + "\n1,-2,0,,,,a\n", "negative"),
-    (HEADER + "\n0,0,0,,,,a\n", "without votes"),
-    (HEADER + "\n1,2\n", "whole numbers"),
-])
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        (HEADER + "\n", "needs rows"),
+        ("unfunny,caption\n1,a\n", "columns"),
+        (HEADER + "\n1,x,0,,,,a\n", "whole numbers"),
+        (HEADER + "\n1,-2,0,,,,a\n", "negative"),
+        (HEADER + "\n0,0,0,,,,a\n", "without votes"),
+        (HEADER + "\n1,2\n", "whole numbers"),
+    ],
+)
 def test_torn_caption_files_are_refused_in_one_sentence(tmp_path, text, what):
     (tmp_path / "7.csv").write_text(text)
     with pytest.raises(ValueError, match=what):
         worlds.load_captions(7, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["batch,ratings\n", "batch,ratings\n0,1 2\n", "batch\n0\n",
-                                  "batch,ratings\n0," + "x " * BATCH, "batch,ratings\n0," + "5 " * BATCH,
-                                  "batch,ratings\n0,1 2\n0,1 2 3\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "batch,ratings\n",
+        "batch,ratings\n0,1 2\n",
+        "batch\n0\n",
+        "batch,ratings\n0," + "x " * BATCH,
+        "batch,ratings\n0," + "5 " * BATCH,
+        "batch,ratings\n0,1 2\n0,1 2 3\n",
+    ],
+)
 def test_torn_session_files_are_refused_in_one_sentence(tmp_path, text):
     (tmp_path / "sessions.csv").write_text(text)
     with pytest.raises(ValueError, match=f"{BATCH}|needs rows|needs the columns"):

@@ -12,8 +12,15 @@ from rlgenkit.worlds.opinpref import OPINPREF
 
 
 def row(choice=1, **changes):
-    made = {"split": "train", "annotator": 0, "choice": choice, "recipes": [0, 8],
-            "aspects": [[1.0] * 7, [2.0] * 7], "first": "good", "second": "bad"}
+    made = {
+        "split": "train",
+        "annotator": 0,
+        "choice": choice,
+        "recipes": [0, 8],
+        "aspects": [[1.0] * 7, [2.0] * 7],
+        "first": "good",
+        "second": "bad",
+    }
     return json.dumps(made | changes)
 
 
@@ -34,7 +41,8 @@ def test_the_committed_choices_have_the_published_shape_and_numbers():
     words = torch.tensor([[float(len(t.split())) for t in pair] for pair in human.texts])
     gap = (words[:, 0] - words[:, 1]) * (2 * human.first_wins - 1)
     assert float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean()) == pytest.approx(
-        0.738, abs=2e-3)
+        0.738, abs=2e-3
+    )
 
 
 def test_no_annotator_is_named():
@@ -52,12 +60,19 @@ def test_committed_embeddings_are_those_of_the_encoder():
 def test_make_keeps_the_order_of_aspects_by_name(tmp_path):
     scores = {name: float(k % 6) for k, name in enumerate(ASPECTS)}
     backward = dict(reversed(scores.items()))
-    two = [{"index": "3", "summary-text": "a", "summary-score": scores},
-           {"index": "4", "summary-text": "b", "summary-score": backward}]
+    two = [
+        {"index": "3", "summary-text": "a", "summary-score": scores},
+        {"index": "4", "summary-text": "b", "summary-score": backward},
+    ]
     pair = {"summary-one": two[0], "summary-two": two[1]}
     for name, choice in (("train", 1), ("valid", 2)):
-        made = {"unique-id": "SECRET", "reviews": ["SECRET"], "source": "common",
-                "preference-data": choice, "summary-pairs": pair}
+        made = {
+            "unique-id": "SECRET",
+            "reviews": ["SECRET"],
+            "source": "common",
+            "preference-data": choice,
+            "summary-pairs": pair,
+        }
         (tmp_path / f"annotations-{name}.jsonl").write_text(json.dumps(made) + "\n")
     (tmp_path / "LICENSE").write_text("MIT")
     make_opinpref(tmp_path, tmp_path / "out")
@@ -68,15 +83,18 @@ def test_make_keeps_the_order_of_aspects_by_name(tmp_path):
     assert found.validation.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("rows, what", [
-    ((row(), "{torn"), "cannot be read"),
-    ((row(), row(3)), "cannot be read"),
-    ((row(), row(1)), "same side"),
-    ((row(), row(2, aspects=[[1.0] * 6, [2.0] * 6])), "cannot be read"),
-    ((row(aspects=[[1.0] * 6] * 2), row(2, aspects=[[1.0] * 6] * 2)), "7 aspect"),
-    ((row(), row(2, aspects=[[9.0] * 7, [2.0] * 7])), "0..5"),
-    (("",), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "rows, what",
+    [
+        ((row(), "{torn"), "cannot be read"),
+        ((row(), row(3)), "cannot be read"),
+        ((row(), row(1)), "same side"),
+        ((row(), row(2, aspects=[[1.0] * 6, [2.0] * 6])), "cannot be read"),
+        ((row(aspects=[[1.0] * 6] * 2), row(2, aspects=[[1.0] * 6] * 2)), "7 aspect"),
+        ((row(), row(2, aspects=[[9.0] * 7, [2.0] * 7])), "0..5"),
+        (("",), "cannot be read"),
+    ],
+)
 def test_malformed_files_are_refused_in_one_sentence(tmp_path, rows, what):
     with pytest.raises(ValueError, match=what) as caught:
         load_opinpref(folder(tmp_path, *rows))
@@ -92,8 +110,14 @@ def test_own_preference_pairs_are_read_and_checked(tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"chosen": "a", "rejected": "b"}\n{"chosen": "c", "rejected": "d"}\n')
     assert load_preference_pairs(path) == [("a", "b"), ("c", "d")]
-    for bad in ('{"chosen": "a"}', "[1]", "{", '{"chosen": "a", "rejected": "a"}',
-                '{"chosen": "", "rejected": "a"}', '{"chosen": 1, "rejected": "a"}'):
+    for bad in (
+        '{"chosen": "a"}',
+        "[1]",
+        "{",
+        '{"chosen": "a", "rejected": "a"}',
+        '{"chosen": "", "rejected": "a"}',
+        '{"chosen": 1, "rejected": "a"}',
+    ):
         path.write_text('{"chosen": "a", "rejected": "b"}\n' + bad + "\n")
         with pytest.raises(ValueError, match="line 2 of pairs.jsonl"):
             load_preference_pairs(path)

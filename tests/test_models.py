@@ -43,6 +43,7 @@ from tests.tiny_pipelines import (
 
 PROMPTS = ["a red cat", "two blue star on a cloud", "a red cat"]
 
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """name -> saved pipeline folder (float32), each built once."""

@@ -75,9 +75,15 @@ def test_executed_notebook_is_clean(path, quick_run):
 @every_notebook
 def test_exercises_check_themselves(path, quick_run):
     """Stubs and solutions are right as they stand, exercises are not yet."""
-    cells = [c for c in committed.read(quick_run(path).notebook)["cells"] if c["cell_type"] == "code"]
-    stubs = [name for c in cells if "stub" in lint.tags(c)
-             for name in re.findall(r"^def (\w+)", lint.source(c), flags=re.M)]
+    cells = [
+        c for c in committed.read(quick_run(path).notebook)["cells"] if c["cell_type"] == "code"
+    ]
+    stubs = [
+        name
+        for c in cells
+        if "stub" in lint.tags(c)
+        for name in re.findall(r"^def (\w+)", lint.source(c), flags=re.M)
+    ]
     for cell in cells:
         text = "".join("".join(o.get("text", "")) for o in cell["outputs"])
         rows = [r for r in text.splitlines() if r.startswith("Exercise ")]
@@ -139,7 +145,9 @@ def small_notebook(path, *codes: str):
 @pytest.mark.executes
 def test_network_is_blocked_in_quick_runs(tmp_path):
     """The proof that the runs above had no network: connecting and resolving fail, loopback works."""
-    path = small_notebook(tmp_path / "net.ipynb", """
+    path = small_notebook(
+        tmp_path / "net.ipynb",
+        """
 import socket
 refused = 0
 for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=2),
@@ -151,7 +159,8 @@ for call in (lambda: socket.create_connection(("192.0.2.1", 80), timeout=2),
 assert refused == 2, refused
 server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
-""")
+""",
+    )
     done = runner.run_one(path, tmp_path / "run")
     assert done.code == 0, done.sentence
 

@@ -22,8 +22,10 @@ def rank_by_loops(scores, truth, valid, gamma):
     n, k = scores.shape
     kept = [[float(scores[i, a]) for a in range(k) if valid[i, a]] for i in range(n)]
     means = [sum(row) / len(row) if row else None for row in kept]
-    spread = [sum((x - m) ** 2 for x in row) / (len(row) - 1) if len(row) > 1 else 0.0
-              for row, m in zip(kept, means)]
+    spread = [
+        sum((x - m) ** 2 for x in row) / (len(row) - 1) if len(row) > 1 else 0.0
+        for row, m in zip(kept, means)
+    ]
     found = torch.zeros(n, k)
     for i in range(n):
         for a in range(k):
@@ -31,7 +33,9 @@ def rank_by_loops(scores, truth, valid, gamma):
             for j in range(n):
                 if j == i or means[j] is None:
                     continue
-                p = norm.cdf((float(scores[i, a]) - means[j]) / math.sqrt(spread[i] + spread[j] + gamma))
+                p = norm.cdf(
+                    (float(scores[i, a]) - means[j]) / math.sqrt(spread[i] + spread[j] + gamma)
+                )
                 g = 1.0 if truth[i] >= truth[j] else 0.0
                 terms.append(math.sqrt(p * g + 1e-6) + math.sqrt((1 - p) * (1 - g) + 1e-6))
             found[i, a] = sum(terms) / len(terms) if terms and valid[i, a] else 0.0
@@ -43,11 +47,19 @@ def test_rank_reward_equals_loops(gamma):
     scores, truth, valid = draws()
     valid[2] = False  # a picture without a readable score
     valid[3, 1:] = False  # one with a single readable score
-    torch.testing.assert_close(R.rank_reward(scores, truth, gamma, valid), rank_by_loops(scores, truth, valid, gamma),
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        R.rank_reward(scores, truth, gamma, valid),
+        rank_by_loops(scores, truth, valid, gamma),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     everything = torch.ones_like(valid)
-    torch.testing.assert_close(R.rank_reward(scores, truth, gamma), rank_by_loops(scores, truth, everything, gamma),
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        R.rank_reward(scores, truth, gamma),
+        rank_by_loops(scores, truth, everything, gamma),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_rank_reward_knows_order_and_not_level():
@@ -65,8 +77,12 @@ def test_error_and_step_rewards_are_the_formulas():
         for k in range(4):
             gap = float(scores[i, k] - truth[i])
             error = math.exp(-gap * gap / 0.02) + 1e-5 if valid[i, k] else 0.0
-            step = (1.0 if abs(gap) < 0.07 else 0.5 if abs(gap) < 0.1 else 0.0) if valid[i, k] else 0.0
-            assert math.isclose(R.error_reward(scores, truth, 0.1, valid)[i, k], error, rel_tol=1e-4, abs_tol=1e-6)
+            step = (
+                (1.0 if abs(gap) < 0.07 else 0.5 if abs(gap) < 0.1 else 0.0) if valid[i, k] else 0.0
+            )
+            assert math.isclose(
+                R.error_reward(scores, truth, 0.1, valid)[i, k], error, rel_tol=1e-4, abs_tol=1e-6
+            )
             assert float(R.step_reward(scores, truth, valid=valid)[i, k]) == step
 
 
@@ -95,9 +111,13 @@ def test_no_gradient_passes_and_bad_shapes_are_told():
 def test_votes_are_the_known_ones():
     data = load_ava()
     assert data.votes.shape == (12775, 10) and len(data.image.unique()) == 12775
-    assert 78 <= int(data.votes.sum(1).min()) and 190 < float(data.votes.sum(1).float().median()) < 230
+    assert (
+        78 <= int(data.votes.sum(1).min()) and 190 < float(data.votes.sum(1).float().median()) < 230
+    )
     mean, spread = vote_moments(data.votes)
-    assert abs(float(mean.mean()) - 0.487) < 0.001 and abs(float(spread.sqrt().mean()) - 0.159) < 0.001
+    assert (
+        abs(float(mean.mean()) - 0.487) < 0.001 and abs(float(spread.sqrt().mean()) - 0.159) < 0.001
+    )
 
 
 def test_vote_moments_equal_the_votes_written_out():
@@ -117,12 +137,18 @@ def test_duels_equal_all_pairs_of_votes():
         gap = (one[:, None] - two).double()
         torch.testing.assert_close(w, ((gap > 0).double() + 0.5 * (gap == 0)).mean())
         width = ((one.double() / 9).var() + (two.double() / 9).var()).sqrt()
-        assert math.isclose(f, norm.cdf(((one.double().mean() - two.double().mean()) / 9 / width).item()), rel_tol=1e-4)
+        assert math.isclose(
+            f,
+            norm.cdf(((one.double().mean() - two.double().mean()) / 9 / width).item()),
+            rel_tol=1e-4,
+        )
 
 
 def test_votes_are_made_from_the_origin_and_checked(tmp_path):
     names = [f"score{k}" for k in range(2, 12)]
-    (tmp_path / "val.csv").write_text(f"image_id,{','.join(names)},tag1\n7,0,1,2,3,4,5,6,7,8,9,1\n3,9,0,0,0,0,0,0,0,0,1,2\n")
+    (tmp_path / "val.csv").write_text(
+        f"image_id,{','.join(names)},tag1\n7,0,1,2,3,4,5,6,7,8,9,1\n3,9,0,0,0,0,0,0,0,0,1,2\n"
+    )
     (tmp_path / "LICENSE").write_text("Apache")
     make_ava(tmp_path, tmp_path / "made")
     data = load_ava(tmp_path / "made")

@@ -130,7 +130,8 @@ def test_ppo_terms_against_the_definition_row_by_row():
             expected = max(-a * ratio, -a * min(max(ratio, 0.8), 1.3))
             assert float(got[k, i]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     assert float(o.ppo_clip_loss(log_probs, old, advantages, 0.2)) == pytest.approx(
-        float(o.ppo_clip_terms(log_probs, old, advantages, (0.2, 0.2)).mean()))
+        float(o.ppo_clip_terms(log_probs, old, advantages, (0.2, 0.2)).mean())
+    )
     assert float(o.ppo_clip_loss(old, old, torch.tensor(1.0), 0.1)) == -1.0
 
 
@@ -194,8 +195,10 @@ def test_anchors_against_torch_kl():
     v, w = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2)
     p = torch.stack([s.step(table, i, x, v, x).mean for i in steps.tolist()])
     q = torch.stack([s.step(table, i, x, w, x).mean for i in steps.tolist()])
-    forms = {f: o.anchor_weights(f, table.std, table.dt, table.b, 8) for f in
-             ("mean", "mean_dt", "exact", "velocity")}
+    forms = {
+        f: o.anchor_weights(f, table.std, table.dt, table.b, 8)
+        for f in ("mean", "mean_dt", "exact", "velocity")
+    }
     for k, i in enumerate(steps.tolist()):
         std, dt = table.std[i].double(), table.dt[i].double()
         kl = kl_divergence(Normal(p[k].double(), std), Normal(q[k].double(), std))
@@ -438,12 +441,20 @@ def test_invariant_to_micro_batches_and_steps_per_forward():
     network, path, advantages = setup()
     policy, common = nudged(network), {"clip": 0.05}
     table = path.table
-    common |= {"reference_network": network, "beta": 0.3,
-               "anchor": o.anchor_weights("mean_dt", table.std, table.dt, table.b, 8)}
+    common |= {
+        "reference_network": network,
+        "beta": 0.3,
+        "anchor": o.anchor_weights("mean_dt", table.std, table.dt, table.b, 8),
+    }
     whole, stats = change(policy, path, advantages, **common)
     assert whole.abs().max() > 1e-3 and stats["penalty"] > 0
-    splits = ({"batch_size": 4}, {"batch_size": 1}, {"steps_per_forward": 3, "together": True},
-              {"batch_size": 4, "steps_per_forward": 4, "together": True}, {"steps_per_forward": 2})
+    splits = (
+        {"batch_size": 4},
+        {"batch_size": 1},
+        {"steps_per_forward": 3, "together": True},
+        {"batch_size": 4, "steps_per_forward": 4, "together": True},
+        {"steps_per_forward": 2},
+    )
     for split in splits:
         other, other_stats = change(policy, path, advantages, **common, **split)
         assert torch.allclose(whole, other, atol=2e-6), split
@@ -507,8 +518,9 @@ def test_anchor_pulls_back_to_the_reference():
     table, policy = path.table, nudged(network)
     for form in ("mean", "mean_dt", "exact", "velocity"):
         anchor = o.anchor_weights(form, table.std, table.dt, table.b, 8)
-        delta, stats = change(policy, path, torch.zeros(6), reference_network=network, beta=1.0,
-                              anchor=anchor)
+        delta, stats = change(
+            policy, path, torch.zeros(6), reference_network=network, beta=1.0, anchor=anchor
+        )
         ends = [nn.utils.parameters_to_vector(n.parameters()).detach() for n in (policy, network)]
         away = ends[0] - ends[1]
         assert float(delta @ away) < 0 and stats["penalty"] > 0, form
@@ -536,8 +548,15 @@ def test_non_finite_values_name_step_and_sample_and_change_nothing():
     optimizer = o.make_optimizer(network.parameters(), lr=1.0)
 
     def update(replay, a):
-        return o.policy_gradient_update(replay, optimizer, network.parameters(), path.log_probs, a,
-                                        torch.tensor([1, 2]), batch_size=3)
+        return o.policy_gradient_update(
+            replay,
+            optimizer,
+            network.parameters(),
+            path.log_probs,
+            a,
+            torch.tensor([1, 2]),
+            batch_size=3,
+        )
 
     with pytest.raises(FloatingPointError, match="loss at step 1, sample 4"):
         update(replay_of(network, path), bad)
@@ -577,8 +596,14 @@ def test_log_probs_kept_from_the_rollout_give_the_replay_gradient():
     delta = nn.utils.parameters_to_vector(network.parameters()).detach() - before
     assert torch.allclose(delta, expected, atol=1e-6) and stats["ratio_deviation"] == 0
     with pytest.raises(ValueError, match="score_steps"):
-        s.rollout(network, s.flow_table(5), path.latents[0], generator(), grad_from=1,
-                  score_steps=range(4))
+        s.rollout(
+            network,
+            s.flow_table(5),
+            path.latents[0],
+            generator(),
+            grad_from=1,
+            score_steps=range(4),
+        )
 
 
 def test_the_series_of_k3_has_its_cubic_term():

@@ -15,8 +15,14 @@ def test_a_reward_of_ones_own_from_another_folder(tmp_path):
     path = tmp_path / "own_reward.py"
     path.write_text(SCRIPT, encoding="utf-8")
     model = str(ROOT / "data" / "models" / "epsilon")
-    done = subprocess.run([sys.executable, path.name, model, "1"], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, path.name, model, "1"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     rewards = re.findall(r"round \d: mean reward (-?\d\.\d+)", done.stdout)
     assert len(rewards) == 1

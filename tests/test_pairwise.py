@@ -36,14 +36,20 @@ def test_pairwise_ce_by_hand():
 
 
 def test_the_minimum_lies_where_the_target_says():
-    for target, margin, alpha in ((0.8, 0.0, 0.0), (1.0, 0.0, 0.2), (0.5, 0.0, 0.0), (0.9, 1.5, 0.1)):
+    for target, margin, alpha in (
+        (0.8, 0.0, 0.0),
+        (1.0, 0.0, 0.2),
+        (0.5, 0.0, 0.0),
+        (0.9, 1.5, 0.1),
+    ):
         delta = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         goal = (1 - alpha) * target + alpha * (1 - target)
-        best = torch.tensor([math.log(goal / (1 - goal)) + margin], dtype=torch.float64,
-                            requires_grad=True)
-        slope, = torch.autograd.grad(R.pairwise_ce(best, target, margin, alpha).sum(), best)
+        best = torch.tensor(
+            [math.log(goal / (1 - goal)) + margin], dtype=torch.float64, requires_grad=True
+        )
+        (slope,) = torch.autograd.grad(R.pairwise_ce(best, target, margin, alpha).sum(), best)
         assert abs(slope.item()) < 1e-12
-        slope, = torch.autograd.grad(R.pairwise_ce(delta, target, margin, alpha).sum(), delta)
+        (slope,) = torch.autograd.grad(R.pairwise_ce(delta, target, margin, alpha).sum(), delta)
         assert slope.item() * (0 - best.item()) >= 0
 
 
@@ -56,12 +62,19 @@ def test_no_gradient_goes_into_margin_or_target():
 def test_it_is_the_bradley_terry_loss():
     first, second = torch.randn(2, 40, generator=gen())
     votes = torch.rand(40, generator=gen(1))
-    torch.testing.assert_close(R.pairwise_ce(first - second, votes).mean(),
-                               R.bradley_terry_loss(first, second, votes))
+    torch.testing.assert_close(
+        R.pairwise_ce(first - second, votes).mean(), R.bradley_terry_loss(first, second, votes)
+    )
 
 
-@pytest.mark.parametrize("named, what", [
-    ({"target": 1.2}, "targets"), ({"smoothing": 0.6}, "flip"), ({"smoothing": -0.1}, "smoothing")])
+@pytest.mark.parametrize(
+    "named, what",
+    [
+        ({"target": 1.2}, "targets"),
+        ({"smoothing": 0.6}, "flip"),
+        ({"smoothing": -0.1}, "smoothing"),
+    ],
+)
 def test_impossible_labels_are_refused(named, what):
     with pytest.raises(ValueError, match=what):
         R.pairwise_ce(torch.zeros(2), **named)
@@ -79,17 +92,29 @@ def test_normal_rewards_win_as_often_as_their_draws():
     torch.testing.assert_close(chance, (draws[0] > draws[1]).double().mean(0), rtol=0, atol=3e-3)
     # By hand: variances 1 and 3 make a spread of 2, so the first wins with Phi(1/2).
     assert chance[0].item() == pytest.approx(0.5 * (1 + math.erf(0.5 / math.sqrt(2))), abs=1e-9)
-    torch.testing.assert_close(chance + R.normal_log_win(second, first).exp(), torch.ones(3).double())
+    torch.testing.assert_close(
+        chance + R.normal_log_win(second, first).exp(), torch.ones(3).double()
+    )
 
 
 def test_atoms_win_as_often_as_a_double_sum_says():
     first, second = torch.randn(2, 4, 6, generator=gen(), dtype=torch.float64)
     p, q = first.softmax(-1), second.softmax(-1)
-    each = [[sum(float(p[b, i] * q[b, j]) * (1.0 if i > j else 0.5 if i == j else 0.0)
-                 for i in range(6) for j in range(6))] for b in range(4)]
+    each = [
+        [
+            sum(
+                float(p[b, i] * q[b, j]) * (1.0 if i > j else 0.5 if i == j else 0.0)
+                for i in range(6)
+                for j in range(6)
+            )
+        ]
+        for b in range(4)
+    ]
     chance = R.atoms_log_win(first, second).exp()
     torch.testing.assert_close(chance[:, None], torch.tensor(each, dtype=torch.float64))
-    torch.testing.assert_close(chance + R.atoms_log_win(second, first).exp(), torch.ones(4).double())
+    torch.testing.assert_close(
+        chance + R.atoms_log_win(second, first).exp(), torch.ones(4).double()
+    )
     sure = 50 * torch.eye(6).double()  # one value each: the larger one wins
     assert R.atoms_log_win(sure[3], sure[1]).exp() > 0.999
     assert R.atoms_log_win(sure[2], sure[2]).exp().item() == pytest.approx(0.5)
@@ -101,8 +126,13 @@ def test_the_spread_of_a_crowd_is_recovered_up_to_scale():
     i, j = torch.triu_indices(4, 4, 1)
     answers = R.normal_log_win(true[i], true[j]).exp()
     found = torch.zeros(4, 2, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([found], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-15,
-                                  line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [found],
+        max_iter=500,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss():
         optimizer.zero_grad()
@@ -113,7 +143,7 @@ def test_the_spread_of_a_crowd_is_recovered_up_to_scale():
 
     optimizer.step(loss)
     mean, spread = found[:, 0].detach(), (found[:, 1].detach() / 2).exp()
-    scale = (mean[1] - mean[0])  # the truth has 1 here
+    scale = mean[1] - mean[0]  # the truth has 1 here
     assert bool(((spread / scale - (true[:, 1] / 2).exp()).abs() < 0.05).all())
     assert bool((((mean - mean[0]) / scale - true[:, 0]).abs() < 0.02).all())
 
@@ -139,8 +169,9 @@ def by_lbfgs(x, y, precision):
         slope = x.T @ (1 / (1 + np.exp(-z)) - y) + precision * w
         return (np.logaddexp(0, z) - y * z).sum() + precision / 2 * w @ w, slope
 
-    return torch.tensor(minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS",
-                                 options={"gtol": 1e-9}).x)
+    return torch.tensor(
+        minimize(loss, np.zeros(x.shape[1]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    )
 
 
 def test_batched_fits_equal_the_single_fit():
@@ -186,42 +217,61 @@ def test_verdicts_by_hand():
 def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
     x, y, true = pairs(200, 10, seed=5)
     coin = (torch.rand(200, generator=gen(9)) < 0.5).double()
-    weak, strong = (R.fit_by_evidence(x, t).precision for t in ((x @ (3 * true) > 0).double(), coin))
+    weak, strong = (
+        R.fit_by_evidence(x, t).precision for t in ((x @ (3 * true) > 0).double(), coin)
+    )
     assert weak < strong
 
 
-@pytest.mark.parametrize("call", [
-    lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(4)),
-    lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(3), precision=0.0),
-    lambda: R.fit_linear_pairs(torch.zeros(0, 2), torch.zeros(0)),
-    lambda: R.fit_linear_pairs(torch.full((3, 2), float("inf")), torch.zeros(3)),
-    lambda: R.fit_by_evidence(torch.zeros(0, 2), torch.zeros(0)),
-    lambda: R.fit_by_evidence(torch.zeros(3, 2), torch.full((3,), 2.0)),
-    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.ones(4, 3), torch.zeros(4, 3), gen(),
-                           rows=torch.zeros(2, 0, dtype=torch.long)),
-    lambda: R.fit_bradley_terry(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4)),
-    lambda: R.fit_bradley_terry(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), ridge=0.0),
-    lambda: R.fit_bradley_terry(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0)),
-    lambda: R.fit_bradley_terry(torch.full((3, 2), float("nan")), torch.zeros(3, 2), torch.ones(3)),
-    lambda: R.fit_bradley_terry(1e4 * torch.eye(2), torch.zeros(2, 2), torch.tensor([0.0, 1]), 1e-9, 2),
-    lambda: R.bradley_terry_loss(torch.zeros(3), torch.zeros(3), torch.zeros(2)),
-    lambda: R.bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 2.0])),
-    lambda: R.normal_log_win(torch.zeros(3, 2), torch.zeros(2, 2)),
-    lambda: R.normal_log_win(torch.zeros(3, 3), torch.zeros(3, 3)),
-    lambda: R.atoms_log_win(torch.zeros(3, 1), torch.zeros(3, 1)),
-    lambda: R.new_voters(0, 3, 4, gen()),
-    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(0, 3), torch.zeros(0, 3), gen()),
-    lambda: R.train_voters(R.new_voters(2, 3, 0, gen()), torch.zeros(4, 3),
-                           torch.full((4, 3), float("nan")), gen()),
-    lambda: R.vote(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)),
-    lambda: R.vote(torch.zeros(3)),
-    lambda: R.fold_rows(10, 5, 2, gen()),
-    lambda: R.treat(torch.zeros(3), flip_share=1.5),
-    lambda: R.embed_sentences(None, []),
-    lambda: R.principal_axes(torch.zeros(10, 4), 3),
-    lambda: R.principal_axes(torch.zeros(3, 4), 3),
-    lambda: R.load_sentence_encoder("./nowhere"),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(4)),
+        lambda: R.fit_linear_pairs(torch.zeros(3, 2), torch.zeros(3), precision=0.0),
+        lambda: R.fit_linear_pairs(torch.zeros(0, 2), torch.zeros(0)),
+        lambda: R.fit_linear_pairs(torch.full((3, 2), float("inf")), torch.zeros(3)),
+        lambda: R.fit_by_evidence(torch.zeros(0, 2), torch.zeros(0)),
+        lambda: R.fit_by_evidence(torch.zeros(3, 2), torch.full((3,), 2.0)),
+        lambda: R.train_voters(
+            R.new_voters(2, 3, 0, gen()),
+            torch.ones(4, 3),
+            torch.zeros(4, 3),
+            gen(),
+            rows=torch.zeros(2, 0, dtype=torch.long),
+        ),
+        lambda: R.fit_bradley_terry(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4)),
+        lambda: R.fit_bradley_terry(
+            torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), ridge=0.0
+        ),
+        lambda: R.fit_bradley_terry(torch.zeros(0, 2), torch.zeros(0, 2), torch.zeros(0)),
+        lambda: R.fit_bradley_terry(
+            torch.full((3, 2), float("nan")), torch.zeros(3, 2), torch.ones(3)
+        ),
+        lambda: R.fit_bradley_terry(
+            1e4 * torch.eye(2), torch.zeros(2, 2), torch.tensor([0.0, 1]), 1e-9, 2
+        ),
+        lambda: R.bradley_terry_loss(torch.zeros(3), torch.zeros(3), torch.zeros(2)),
+        lambda: R.bradley_terry_loss(torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 2.0])),
+        lambda: R.normal_log_win(torch.zeros(3, 2), torch.zeros(2, 2)),
+        lambda: R.normal_log_win(torch.zeros(3, 3), torch.zeros(3, 3)),
+        lambda: R.atoms_log_win(torch.zeros(3, 1), torch.zeros(3, 1)),
+        lambda: R.new_voters(0, 3, 4, gen()),
+        lambda: R.train_voters(
+            R.new_voters(2, 3, 0, gen()), torch.zeros(0, 3), torch.zeros(0, 3), gen()
+        ),
+        lambda: R.train_voters(
+            R.new_voters(2, 3, 0, gen()), torch.zeros(4, 3), torch.full((4, 3), float("nan")), gen()
+        ),
+        lambda: R.vote(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool)),
+        lambda: R.vote(torch.zeros(3)),
+        lambda: R.fold_rows(10, 5, 2, gen()),
+        lambda: R.treat(torch.zeros(3), flip_share=1.5),
+        lambda: R.embed_sentences(None, []),
+        lambda: R.principal_axes(torch.zeros(10, 4), 3),
+        lambda: R.principal_axes(torch.zeros(3, 4), 3),
+        lambda: R.load_sentence_encoder("./nowhere"),
+    ],
+)
 def test_bad_input_is_one_sentence(call):
     with pytest.raises(ValueError) as caught:
         call()
@@ -317,8 +367,14 @@ def tiny(tmp_path_factory):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "cable", "works", "."]
     tokenizer = BertTokenizer(vocab={w: i for i, w in enumerate(words)})
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1,
-                        num_attention_heads=2, intermediate_size=16, max_position_embeddings=32)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return R.load_sentence_encoder(folder)
@@ -332,6 +388,7 @@ def test_embeddings_do_not_depend_on_the_batch(tiny):
     torch.testing.assert_close(one.norm(dim=1), torch.ones(4), atol=2e-3, rtol=0)
     hidden, mask = torch.randn(1, 3, 2), torch.tensor([[1, 1, 0]])
     from rlgenkit.rewards.sentences import _mean_of_tokens
+
     torch.testing.assert_close(_mean_of_tokens(hidden, mask), hidden[:, :2].mean(1))
 
 
@@ -354,7 +411,9 @@ def test_a_head_on_principal_axes_is_linear_and_centered(tiny):
     x = torch.randn(50, 6, generator=gen()) * torch.tensor([9.0, 5.0, 1.0, 1.0, 1.0, 1.0])
     center, basis = R.principal_axes(x, 2)
     scores = (x.double() - center) @ basis
-    torch.testing.assert_close(scores.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        scores.mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-6, rtol=0
+    )
     assert scores.square().mean() == pytest.approx(1.0)
     assert abs(F.normalize(basis[:, 0], dim=0)[0]) > 0.9
     flat = R.embed_sentences(tiny, ["good", "bad", "cable", "works good"])

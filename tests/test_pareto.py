@@ -62,7 +62,9 @@ def test_weights_give_each_group_the_same_share():
     weights = o.pareto_weights(scores, groups)
     assert torch.allclose(weights, torch.tensor([1 / 4, 1 / 4, 0, 1 / 6, 1 / 6, 1 / 6]))
     dead = torch.tensor([False, False, False, True, True, True])  # a group without a valid row
-    assert torch.allclose(o.pareto_weights(scores, groups, dead), torch.tensor([0, 0, 0, *[1 / 3] * 3]))
+    assert torch.allclose(
+        o.pareto_weights(scores, groups, dead), torch.tensor([0, 0, 0, *[1 / 3] * 3])
+    )
     assert weights.dtype == torch.float32 and float(weights.sum()) == pytest.approx(1)
     assert o.pareto_weights(scores, groups, ~dead & ~dead.roll(3)).sum() == 0
 
@@ -104,8 +106,9 @@ def union_of_boxes(points):
     return total
 
 
-@pytest.mark.parametrize("m, n, levels",
-                         [(m, n, v) for m in (1, 2, 3) for n in (1, 2, 5, 9) for v in (None, 4)])
+@pytest.mark.parametrize(
+    "m, n, levels", [(m, n, v) for m in (1, 2, 3) for n in (1, 2, 5, 9) for v in (None, 4)]
+)
 def test_hypervolume_equals_inclusion_exclusion(m, n, levels):
     scores, corner = draw(n, m, 7 * n + m, levels), torch.linspace(-0.3, 0.4, 3)[:m].double()
     assert o.hypervolume(scores, corner) == pytest.approx(union_of_boxes(scores - corner), abs=1e-9)
@@ -156,16 +159,19 @@ def test_the_fronts_carry_no_gradient():
     assert isinstance(o.hypervolume(scores, [0, 0]), float)
 
 
-@pytest.mark.parametrize("call, what", [
-    (lambda: o.pareto_mask(torch.zeros(3)), r"scores must be \[N, M\]"),
-    (lambda: o.pareto_mask(torch.zeros(0, 2)), r"scores must be \[N, M\]"),
-    (lambda: o.pareto_mask(torch.tensor([[1.0, float("nan")]])), "sample 0"),
-    (lambda: o.hypervolume(torch.tensor([[1.0, float("inf")]]), [0, 0]), "sample 0"),
-    (lambda: o.pareto_mask(torch.zeros(3, 2), torch.zeros(2)), "groups must be"),
-    (lambda: o.pareto_weights(torch.zeros(3, 2), valid=torch.ones(2).bool()), "valid must be"),
-    (lambda: o.hypervolume(torch.zeros(3, 2), [0.0]), "reference must be 2"),
-    (lambda: o.hypervolume(torch.zeros(3, 4), [0.0] * 4), "1, 2 or 3"),
-])
+@pytest.mark.parametrize(
+    "call, what",
+    [
+        (lambda: o.pareto_mask(torch.zeros(3)), r"scores must be \[N, M\]"),
+        (lambda: o.pareto_mask(torch.zeros(0, 2)), r"scores must be \[N, M\]"),
+        (lambda: o.pareto_mask(torch.tensor([[1.0, float("nan")]])), "sample 0"),
+        (lambda: o.hypervolume(torch.tensor([[1.0, float("inf")]]), [0, 0]), "sample 0"),
+        (lambda: o.pareto_mask(torch.zeros(3, 2), torch.zeros(2)), "groups must be"),
+        (lambda: o.pareto_weights(torch.zeros(3, 2), valid=torch.ones(2).bool()), "valid must be"),
+        (lambda: o.hypervolume(torch.zeros(3, 2), [0.0]), "reference must be 2"),
+        (lambda: o.hypervolume(torch.zeros(3, 4), [0.0] * 4), "1, 2 or 3"),
+    ],
+)
 def test_bad_input_is_named(call, what):
     with pytest.raises(ValueError, match=what):
         call()

@@ -39,7 +39,9 @@ def test_wall_kicks_sideways_and_only_there():
     assert torch.allclose(walled.step(off, u), free.step(off, u), atol=1e-6)
     steep = torch.tensor([w.WALL + w.WALL_WIDTH / math.sqrt(2), 0.0, 0, 0])
     slope = torch.autograd.functional.jacobian(lambda s: walled.step(s, u), steep)
-    assert float(slope[3, 0]) == pytest.approx(-0.5 / w.WALL_WIDTH * math.sqrt(2) * math.exp(-0.5), rel=1e-4)
+    assert float(slope[3, 0]) == pytest.approx(
+        -0.5 / w.WALL_WIDTH * math.sqrt(2) * math.exp(-0.5), rel=1e-4
+    )
 
 
 def test_point_expert_reaches_the_middle_and_beats_weaker_gains():
@@ -57,8 +59,9 @@ def test_pendulum_follows_the_published_equations():
     s, u = world.reset((400,), g), torch.rand(400, 1, generator=g) * 4 - 2
     assert 3.1 < s[:, 0].abs().max() <= math.pi and 0.98 < s[:, 1].abs().max() <= 1
     s *= torch.tensor([1.5, 8.0])  # beyond one turn, and up to the speed limit
-    for (angle, speed), action, after, reward in zip(s.tolist(), u[:, 0].tolist(), world.step(s, u).tolist(),
-                                                     world.reward(s, u).tolist()):
+    for (angle, speed), action, after, reward in zip(
+        s.tolist(), u[:, 0].tolist(), world.step(s, u).tolist(), world.reward(s, u).tolist()
+    ):
         torque = 2.0 * min(max(action, -1), 1)
         fast = speed + (3 * 10.0 / 2 * math.sin(angle) + 3.0 * torque) * 0.05
         fast = min(max(fast, -8.0), 8.0)
@@ -66,7 +69,9 @@ def test_pendulum_follows_the_published_equations():
         near = (angle + math.pi) % (2 * math.pi) - math.pi
         assert reward == pytest.approx(-(near**2 + 0.1 * speed**2 + 0.001 * torque**2), abs=1e-4)
     assert (world.step(s, u)[:, 1].abs() == 8).sum() > 5
-    assert torch.allclose(world.observe(s), torch.stack([s[:, 0].cos(), s[:, 0].sin(), s[:, 1]], -1))
+    assert torch.allclose(
+        world.observe(s), torch.stack([s[:, 0].cos(), s[:, 0].sin(), s[:, 1]], -1)
+    )
 
 
 def test_pendulum_without_torque_keeps_its_energy_in_small_steps():

@@ -48,9 +48,18 @@ def epsilon():
 
 def small_language():
     torch.manual_seed(3)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=14, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=14,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+        )
+    ).eval()
 
 
 def language(**options):
@@ -66,7 +75,9 @@ TABLES = {
     "cps": samplers.flow_table(5, "cps"),
     "ddim": samplers.ddim_table(ALPHAS, [900, 700, 500, 300, 1]),
     "consistency": samplers.consistency_table(ALPHAS, [999, 759, 519, 279]),
-    "consistency, noisy end": samplers.consistency_table(ALPHAS, [999, 759, 519, 279], last="noisy"),
+    "consistency, noisy end": samplers.consistency_table(
+        ALPHAS, [999, 759, 519, 279], last="noisy"
+    ),
 }
 
 
@@ -104,8 +115,13 @@ def test_replay_is_bit_equal_and_ratios_start_at_one(flow, epsilon):
         assert torch.equal(policy.log_probs(rollout), rollout.log_probs), name
         assert torch.equal(policy.sample(prompts, gen(1), copies=2).log_probs, rollout.log_probs)
         assert policy.divergence(rollout).abs().max() == 0
-        stats = o.policy_update(policy, o.make_optimizer(policy.parameters, 1e-2), rollout,
-                                o.clipped_ratio(randn(6), 0.2), beta=0.1)
+        stats = o.policy_update(
+            policy,
+            o.make_optimizer(policy.parameters, 1e-2),
+            rollout,
+            o.clipped_ratio(randn(6), 0.2),
+            beta=0.1,
+        )
         assert stats["ratio_deviation"] == 0 and stats["ratio_mean"] == 1, name
         assert stats["grad_norm"] > 0 and stats["clip_fraction"] == 0
         assert not torch.equal(policy.log_probs(rollout), rollout.log_probs), name
@@ -113,10 +129,12 @@ def test_replay_is_bit_equal_and_ratios_start_at_one(flow, epsilon):
         with policy.reference():
             assert torch.equal(policy.log_probs(rollout), rollout.log_probs), name
         # Some rows and some choices: the same numbers to rounding.
-        rows, steps = torch.tensor([5, 0, 2]), [0, 2][:rollout.mask.shape[1]]
+        rows, steps = torch.tensor([5, 0, 2]), [0, 2][: rollout.mask.shape[1]]
         part = rollout.rows(rows).columns(steps)
         for method in (policy.log_probs, policy.divergence):
-            torch.testing.assert_close(method(part), method(rollout)[rows][:, steps], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                method(part), method(rollout)[rows][:, steps], rtol=1e-4, atol=1e-5
+            )
 
 
 def test_windows_train_their_steps_only(flow):
@@ -140,21 +158,25 @@ def test_the_samples_are_those_of_the_samplers(flow):
     path = samplers.rollout(act, policy.table, noise, generator)
     assert torch.equal(path.log_probs.T, rollout.log_probs)
     assert torch.equal(models.decode(policy.model, path.final), rollout.images)
-    assert torch.equal(rewards.compressibility(rollout).values, rewards.compressibility(
-        rewards.Batch(rollout.output, PROMPTS, rollout.groups)).values)
+    assert torch.equal(
+        rewards.compressibility(rollout).values,
+        rewards.compressibility(rewards.Batch(rollout.output, PROMPTS, rollout.groups)).values,
+    )
 
 
 def test_no_forward_has_more_rows_than_chunk(flow):
     policy, seen = image(flow, chunk=2), []
     policy.model.network.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
     rollout = policy.sample(PROMPTS, gen(), copies=3)
-    o.policy_update(policy, o.make_optimizer(policy.parameters, 1e-3), rollout, o.reinforce(randn(9)),
-                    beta=0.1)
+    o.policy_update(
+        policy, o.make_optimizer(policy.parameters, 1e-3), rollout, o.reinforce(randn(9)), beta=0.1
+    )
     assert max(seen) == 2
     text, seen = language(chunk=3), []
     rollout = text.sample(PROMPTS, gen(), copies=3)
     text.model.register_forward_hook(
-        lambda m, args, kw, out: seen.append(len(args[0])), with_kwargs=True)
+        lambda m, args, kw, out: seen.append(len(args[0])), with_kwargs=True
+    )
     o.policy_update(text, o.make_optimizer(text.parameters, 1e-3), rollout, o.reinforce(randn(9)))
     assert max(seen) == 3
 
@@ -163,11 +185,14 @@ def test_equal_answers_are_computed_once():
     policy, seen = language(temperature=0.0, chunk=64), []
     rollout = policy.sample(PROMPTS, None, copies=4)
     policy.model.register_forward_hook(
-        lambda m, args, kw, out: seen.append(len(args[0])), with_kwargs=True)
+        lambda m, args, kw, out: seen.append(len(args[0])), with_kwargs=True
+    )
     got = policy.log_probs(rollout)
     assert seen == [3]
     batch = rollout.path.batch
-    torch.testing.assert_close(got, models.token_logprobs(policy.model, batch), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got, models.token_logprobs(policy.model, batch), rtol=1e-5, atol=1e-5
+    )
     assert rollout.output[0] == rollout.output[3] and isinstance(rollout.output[0], str)
     assert policy.sample(PROMPTS, None, score=False).log_probs.isnan().all()
 
@@ -176,7 +201,11 @@ def test_copies_of_a_policy_share_nothing_that_is_trained():
     first = language(rank=2)
     shake(first)
     second = models.language_policy(first, temperature=0.3)
-    assert second.new == 7 and second.temperature == 0.3 and len(second.parameters) == len(first.parameters)
+    assert (
+        second.new == 7
+        and second.temperature == 0.3
+        and len(second.parameters) == len(first.parameters)
+    )
     rollout = first.sample(PROMPTS, gen())
     assert torch.equal(models.language_policy(first).log_probs(rollout), rollout.log_probs)
     shake(second)
@@ -195,7 +224,9 @@ def test_divergence_is_the_kl_of_the_steps(flow):
     for k in range(5):
         std = policy.table.std[k].double()
         kl = kl_divergence(Normal(means[1][k], std), Normal(means[0][k], std)).sum((1, 2, 3))
-        torch.testing.assert_close(policy.divergence(rollout)[:, k].double(), kl, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            policy.divergence(rollout)[:, k].double(), kl, rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -238,7 +269,9 @@ def test_a_gaussian_policy_is_a_gaussian():
             with how:
                 mean, log_std = policy.net(state).unbind(1)
             found.append(Normal(mean, log_std.exp()))
-        torch.testing.assert_close(policy.log_probs(rollout)[:, t], after[t].log_prob(action).sum(1))
+        torch.testing.assert_close(
+            policy.log_probs(rollout)[:, t], after[t].log_prob(action).sum(1)
+        )
         torch.testing.assert_close(rollout.log_probs[:, t], before[t].log_prob(action).sum(1))
         kl = kl_divergence(after[t], before[t]).sum(1)
         torch.testing.assert_close(policy.divergence(rollout)[:, t], kl, rtol=1e-4, atol=1e-6)
@@ -254,7 +287,9 @@ def test_a_gaussian_policy_finds_the_best_number():
     for _ in range(100):
         rollout = policy.sample(["a number"], generator, copies=64)
         advantages = o.group_advantages(-((rollout.output - 3) ** 2), rollout.groups)
-        assert o.policy_update(policy, adam, rollout, o.reinforce(advantages))["ratio_deviation"] == 0
+        assert (
+            o.policy_update(policy, adam, rollout, o.reinforce(advantages))["ratio_deviation"] == 0
+        )
     assert policy.parameters[0][0].item() == pytest.approx(3, abs=0.1)
 
 
@@ -288,11 +323,15 @@ def test_seeing_policies(seeing):
     torch.testing.assert_close(batch.log_probs, rollout.log_probs, rtol=1e-4, atol=1e-5)
     # Rows in any company: uneven groups read their pictures anew.
     rows = torch.tensor([5, 0, 1, 7])
-    torch.testing.assert_close(policy.log_probs(rollout.rows(rows)), rollout.log_probs[rows], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        policy.log_probs(rollout.rows(rows)), rollout.log_probs[rows], rtol=1e-4, atol=1e-5
+    )
     frozen = policy.sample(models.freeze_views(policy.model, views, 2), gen(1), copies=2)
     assert torch.equal(frozen.path.batch.ids, batch.ids)
     loss = o.clipped_ratio(randn(8), 0.2)
-    stats = o.policy_update(policy, o.make_optimizer(policy.parameters, 1e-2), frozen, loss, beta=0.1)
+    stats = o.policy_update(
+        policy, o.make_optimizer(policy.parameters, 1e-2), frozen, loss, beta=0.1
+    )
     assert stats["ratio_deviation"] == 0 and stats["grad_norm"] > 0
     assert (policy.entropies(frozen)[frozen.mask] > 0).all()
     with policy.reference():
@@ -344,7 +383,9 @@ def toy(b=6, t=4, at_once=99, ragged=True):
     if ragged:
         mask = torch.arange(t) <= torch.arange(b)[:, None] % t
     old = torch.where(mask, data @ policy.theta.detach() + 0.3 * randn(b, t, seed=1), 0.0)
-    rollout = Rollout(list(range(b)), torch.arange(b) // 2, list(range(b)), old, mask, Features(data))
+    rollout = Rollout(
+        list(range(b)), torch.arange(b) // 2, list(range(b)), old, mask, Features(data)
+    )
     return policy, rollout, randn(b, seed=2)
 
 
@@ -366,8 +407,9 @@ def slow_gradient(policy, rollout, advantages, clip=0.2, beta=0.0, average="toke
 def step_of(policy, rollout, loss, **options):
     """(stats, gradient that the optimizer was given)."""
     before = policy.theta.detach().clone()
-    stats = o.policy_update(policy, torch.optim.SGD([policy.theta], 1.0), rollout, loss,
-                            max_grad_norm=1e9, **options)
+    stats = o.policy_update(
+        policy, torch.optim.SGD([policy.theta], 1.0), rollout, loss, max_grad_norm=1e9, **options
+    )
     gradient = before - policy.theta.detach()
     with torch.no_grad():
         policy.theta.copy_(before)
@@ -381,8 +423,14 @@ def test_update_equals_loops_for_every_split(shape, average):
         for at_once in (99, 1, 2):
             policy, rollout, advantages = toy(*shape, at_once=at_once)
             loss, gradient = slow_gradient(policy, rollout, advantages, 0.2, 0.3, average)
-            stats, got = step_of(policy, rollout, o.clipped_ratio(advantages, 0.2), batch=batch,
-                                 beta=0.3, average=average)
+            stats, got = step_of(
+                policy,
+                rollout,
+                o.clipped_ratio(advantages, 0.2),
+                batch=batch,
+                beta=0.3,
+                average=average,
+            )
             torch.testing.assert_close(got, gradient, rtol=1e-5, atol=1e-6)
             assert stats["loss"] == pytest.approx(loss, rel=1e-5)
             assert stats["grad_norm"] == pytest.approx(float(gradient.norm()), rel=1e-4)
@@ -454,23 +502,31 @@ def test_far_ratios_neither_overflow_nor_vanish():
     assert stats["loss"] == pytest.approx(-1.2) and gradient.norm() == 0
     stats, gradient = step_of(policy, far, o.clipped_ratio(torch.zeros(2), 0.2))
     assert stats["loss"] == 0 and gradient.norm() == 0
-    loss = o.token_policy_loss(torch.zeros(1, 2), torch.full((1, 2), -100.0), torch.zeros(1),
-                               torch.ones(1, 2, dtype=torch.bool))
+    loss = o.token_policy_loss(
+        torch.zeros(1, 2),
+        torch.full((1, 2), -100.0),
+        torch.zeros(1),
+        torch.ones(1, 2, dtype=torch.bool),
+    )
     assert float(loss) == 0
 
 
 def test_nothing_enters_off_the_mask():
     policy, rollout, advantages = toy()
     nan = torch.where(rollout.mask, rollout.log_probs, torch.nan)
-    results = [step_of(policy, r, o.clipped_ratio(advantages, 0.2), batch=4)
-               for r in (rollout, replace(rollout, log_probs=nan))]
+    results = [
+        step_of(policy, r, o.clipped_ratio(advantages, 0.2), batch=4)
+        for r in (rollout, replace(rollout, log_probs=nan))
+    ]
     assert torch.equal(results[0][1], results[1][1]) and results[0][0] == results[1][0]
     kept = torch.tensor([0, 2, 5])  # samples without a score are masked out
     valid = torch.zeros(6, dtype=torch.bool).index_fill(0, kept, True)
     masked = replace(rollout, mask=rollout.mask & valid[:, None])
     for average in ("token", "sequence"):
         a = step_of(policy, masked, o.clipped_ratio(advantages, 0.2), batch=2, average=average)
-        b = step_of(policy, rollout.rows(kept), o.clipped_ratio(advantages[kept], 0.2), average=average)
+        b = step_of(
+            policy, rollout.rows(kept), o.clipped_ratio(advantages[kept], 0.2), average=average
+        )
         torch.testing.assert_close(a[1], b[1])
 
 
@@ -479,17 +535,23 @@ def test_bad_numbers_are_named_and_change_nothing():
     bad = advantages.index_fill(0, torch.tensor([3]), torch.nan)
     before = policy.theta.detach().clone()
     with pytest.raises(FloatingPointError, match="non-finite loss at step 0, sample 3"):
-        o.policy_update(policy, o.make_optimizer([policy.theta], 0.1), rollout, o.reinforce(bad), batch=2)
+        o.policy_update(
+            policy, o.make_optimizer([policy.theta], 0.1), rollout, o.reinforce(bad), batch=2
+        )
 
     class Root(Toy):
         def replay(self, rollout, divergence=False):
             zero = rollout.path.data @ self.theta * 0.0  # a square root at 0
-            extra = torch.where(torch.tensor(rollout.prompts)[:, None] == 4, zero.abs().sqrt(), zero)
+            extra = torch.where(
+                torch.tensor(rollout.prompts)[:, None] == 4, zero.abs().sqrt(), zero
+            )
             return super().replay(rollout)[0] + extra, None
 
     rooted = Root(policy.theta)
     with pytest.raises(FloatingPointError, match="non-finite gradient at step 0, sample 0"):
-        o.policy_update(rooted, o.make_optimizer([policy.theta], 0.1), rollout, o.reinforce(advantages))
+        o.policy_update(
+            rooted, o.make_optimizer([policy.theta], 0.1), rollout, o.reinforce(advantages)
+        )
     assert torch.equal(policy.theta, before) and policy.theta.grad is None
 
 
@@ -500,7 +562,9 @@ def gradients(policy, update):
     """What reaches the optimizer, as bits."""
     seen = []
     optimizer = torch.optim.SGD(policy.parameters, 0.0)
-    optimizer.register_step_pre_hook(lambda *_: seen.extend(w.grad.clone() for w in policy.parameters))
+    optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(w.grad.clone() for w in policy.parameters)
+    )
     return update(optimizer), seen
 
 
@@ -521,12 +585,31 @@ def test_image_update_equals_policy_gradient_update_to_the_bit(flow, beta):
         with models.reference(policy.model.network):
             return replay(steps, rows)
 
-    old, old_grads = gradients(policy, lambda adam: o.policy_gradient_update(
-        replay, adam, policy.parameters, path.log_probs, advantages, torch.arange(4), 0.01,
-        reference=reference, beta=beta, anchor=anchor))
-    new, new_grads = gradients(policy, lambda adam: o.policy_update(
-        replace(policy, chunk=3), adam, rollout.columns(range(4)), o.clipped_ratio(advantages, 0.01),
-        beta=beta))
+    old, old_grads = gradients(
+        policy,
+        lambda adam: o.policy_gradient_update(
+            replay,
+            adam,
+            policy.parameters,
+            path.log_probs,
+            advantages,
+            torch.arange(4),
+            0.01,
+            reference=reference,
+            beta=beta,
+            anchor=anchor,
+        ),
+    )
+    new, new_grads = gradients(
+        policy,
+        lambda adam: o.policy_update(
+            replace(policy, chunk=3),
+            adam,
+            rollout.columns(range(4)),
+            o.clipped_ratio(advantages, 0.01),
+            beta=beta,
+        ),
+    )
     for a, b in zip(old_grads, new_grads):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
         assert beta or torch.equal(a, b)
@@ -543,7 +626,9 @@ def test_token_update_equals_token_policy_loss_to_the_bit(average, length, beta)
     batch, advantages = rollout.path.batch, randn(12)
     assert len(batch.ids.unique(dim=0)) == 12
     now = models.token_logprobs(policy.model, batch)
-    loss = o.token_policy_loss(now, rollout.log_probs, advantages, rollout.mask, (0.1, 0.3), average, length)
+    loss = o.token_policy_loss(
+        now, rollout.log_probs, advantages, rollout.mask, (0.1, 0.3), average, length
+    )
     if beta:
         with torch.no_grad():
             before = models.token_logprobs(twin, batch)
@@ -551,9 +636,17 @@ def test_token_update_equals_token_policy_loss_to_the_bit(average, length, beta)
     loss.backward()
     nn.utils.clip_grad_norm_(policy.parameters, 1.0)
     slow = [w.grad.clone() for w in policy.parameters]
-    stats, fast = gradients(policy, lambda adam: o.policy_update(
-        policy, adam, rollout, o.clipped_ratio(advantages, (0.1, 0.3)), beta=beta,
-        average=length or average))
+    stats, fast = gradients(
+        policy,
+        lambda adam: o.policy_update(
+            policy,
+            adam,
+            rollout,
+            o.clipped_ratio(advantages, (0.1, 0.3)),
+            beta=beta,
+            average=length or average,
+        ),
+    )
     assert all(torch.equal(a, b) for a, b in zip(slow, fast))
     assert stats["loss"] == pytest.approx(loss.item(), rel=1e-5) and stats["clip_fraction"] > 0
     assert math.isfinite(stats["approx_kl"]) and isinstance(batch, TokenBatch)

@@ -26,7 +26,9 @@ def made(tmp_path, count=BATCH):
     lines = [f"{k}\t0.5\t{'Alpha' if k % 2 else 'beta'}, it's a #1 film {k}." for k in range(count)]
     lines[3] = "3\t1\tshort one"
     lines[4] = "4\t1\t" + "long " * 40
-    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text("\n".join(lines + ["x\t0\ttorn batch a b c"]))
+    (tmp_path / "movieReviewSnippets_GroundTruth.txt").write_text(
+        "\n".join(lines + ["x\t0\ttorn batch a b c"])
+    )
     sessions = "\n".join(["batch,ratings"] + [f"0,{' '.join([str(r)] * BATCH)}" for r in (1, 4, 2)])
     (tmp_path / "sessions.csv").write_text(sessions + "\n")
     make_reviews(tmp_path, tmp_path)
@@ -44,12 +46,15 @@ def test_ratings_are_means_over_the_right_people():
     data = load_reviews()
     ratings, batch = load_vader()
     first = ratings[batch == 0]
-    rows = [int(line.split(",")[0]) for line in
-            (VADER / "reviews.csv").read_text(encoding="utf-8").splitlines()[1:20]]
+    rows = [
+        int(line.split(",")[0])
+        for line in (VADER / "reviews.csv").read_text(encoding="utf-8").splitlines()[1:20]
+    ]
     for k, item in enumerate(rows):
         if item < BATCH:
-            torch.testing.assert_close(data.ratings[k], torch.stack(
-                [first[::2, item].mean(), first[1::2, item].mean()]))
+            torch.testing.assert_close(
+                data.ratings[k], torch.stack([first[::2, item].mean(), first[1::2, item].mean()])
+            )
 
 
 def test_rare_words_become_blanks():

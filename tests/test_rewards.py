@@ -22,8 +22,11 @@ def noise(n=3, side=64, seed=0):
 
 def batch(images, prompts=None, groups=None):
     n = len(images)
-    return R.Batch(images, prompts or ["a red cat"] * n,
-                   torch.zeros(n, dtype=torch.long) if groups is None else groups)
+    return R.Batch(
+        images,
+        prompts or ["a red cat"] * n,
+        torch.zeros(n, dtype=torch.long) if groups is None else groups,
+    )
 
 
 def reading(*pictures, look=None):
@@ -38,8 +41,17 @@ def reading(*pictures, look=None):
             xy[b, i] = torch.tensor([float(x), float(y[0]) if y else 32.0])
             score[b, i] = 0.9 - 0.01 * i
     look = torch.full((n, 5), 0.5) if look is None else look
-    return Reading(kind, color, xy, torch.full((n, m), 20.0), score, score >= 0.5,
-                   torch.zeros(n, dtype=torch.long), look, torch.zeros(n, 4))
+    return Reading(
+        kind,
+        color,
+        xy,
+        torch.full((n, m), 20.0),
+        score,
+        score >= 0.5,
+        torch.zeros(n, dtype=torch.long),
+        look,
+        torch.zeros(n, 4),
+    )
 
 
 def scores(values, valid=None):
@@ -49,16 +61,23 @@ def scores(values, valid=None):
 # --- records ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("images, prompts, groups, what", [
-    (torch.zeros(2, 1, 8, 8), ["a"] * 2, torch.zeros(2, dtype=torch.long), r"\[B,3,H,W\]"),
-    (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"] * 2, torch.zeros(2).long(), "floats"),
-    (torch.zeros(2, 3, 8, 8), ["a"], torch.zeros(2).long(), "one per image"),
-    (torch.zeros(2, 3, 8, 8), ["a"] * 2, torch.zeros(2), "torch.long"),
-    (torch.zeros(2, 3, 8, 8), ["a"] * 2, torch.zeros(3).long(), r"shape \[2\]"),
-    (torch.full((2, 3, 8, 8), 2.0), ["a"] * 2, torch.zeros(2).long(), "clamp or rescale"),
-    (torch.tensor([0.0, float("nan")]).view(2, 1, 1, 1).expand(2, 3, 8, 8), ["a"] * 2,
-     torch.zeros(2).long(), "image 1"),
-])
+@pytest.mark.parametrize(
+    "images, prompts, groups, what",
+    [
+        (torch.zeros(2, 1, 8, 8), ["a"] * 2, torch.zeros(2, dtype=torch.long), r"\[B,3,H,W\]"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ["a"] * 2, torch.zeros(2).long(), "floats"),
+        (torch.zeros(2, 3, 8, 8), ["a"], torch.zeros(2).long(), "one per image"),
+        (torch.zeros(2, 3, 8, 8), ["a"] * 2, torch.zeros(2), "torch.long"),
+        (torch.zeros(2, 3, 8, 8), ["a"] * 2, torch.zeros(3).long(), r"shape \[2\]"),
+        (torch.full((2, 3, 8, 8), 2.0), ["a"] * 2, torch.zeros(2).long(), "clamp or rescale"),
+        (
+            torch.tensor([0.0, float("nan")]).view(2, 1, 1, 1).expand(2, 3, 8, 8),
+            ["a"] * 2,
+            torch.zeros(2).long(),
+            "image 1",
+        ),
+    ],
+)
 def test_a_bad_batch_is_refused_in_one_sentence(images, prompts, groups, what):
     with pytest.raises(ValueError, match=what):
         R.Batch(images, prompts, groups)
@@ -144,8 +163,9 @@ def test_luma_is_pils_gray():
     assert np.abs(gray - ours).max() <= 1.0
 
 
-@pytest.mark.parametrize("statistic", [R.brightness, R.warmth, R.saturation, R.contrast,
-                                       R.colorfulness, R.sharpness])
+@pytest.mark.parametrize(
+    "statistic", [R.brightness, R.warmth, R.saturation, R.contrast, R.colorfulness, R.sharpness]
+)
 def test_differentiable_statistics_have_the_finite_difference_slope(statistic):
     image = noise(1, 6).double().requires_grad_()
     assert torch.autograd.gradcheck(statistic, image, eps=1e-7, atol=1e-4, rtol=1e-3)
@@ -183,20 +203,23 @@ CAT, CAT2, CAT3 = ("cat", "red", 10), ("cat", "red", 30), ("cat", "red", 50)
 BLUE_CAT, STAR = ("cat", "blue", 10), ("star", "blue", 50)
 
 
-@pytest.mark.parametrize("things, caption, count, binding, relation", [
-    ([CAT, CAT2], "two red cats", 1, 1, None),
-    ([CAT], "two red cats", 0.5, 1, None),
-    ([CAT, CAT2, CAT3], "two red cats", 0.5, 1, None),
-    ([BLUE_CAT], "two red cats", 0, 0.5, None),
-    ([], "two red cats", 0, 0, None),
-    ([CAT, STAR], "a red cat and a blue star", 1, 1, None),
-    ([CAT], "a red cat and a blue star", 0.5, 0.5, None),
-    ([BLUE_CAT, STAR], "a red cat and a blue star", 0.5, 0.75, None),
-    ([CAT, STAR], "a red cat left of a blue star", 1, 1, 1),
-    ([CAT, STAR], "a red cat right of a blue star", 1, 1, 0.5),
-    ([STAR], "a red cat left of a blue star", 0.5, 0.5, 0.25),
-    ([], "a red cat left of a blue star", 0, 0, 0),
-])
+@pytest.mark.parametrize(
+    "things, caption, count, binding, relation",
+    [
+        ([CAT, CAT2], "two red cats", 1, 1, None),
+        ([CAT], "two red cats", 0.5, 1, None),
+        ([CAT, CAT2, CAT3], "two red cats", 0.5, 1, None),
+        ([BLUE_CAT], "two red cats", 0, 0.5, None),
+        ([], "two red cats", 0, 0, None),
+        ([CAT, STAR], "a red cat and a blue star", 1, 1, None),
+        ([CAT], "a red cat and a blue star", 0.5, 0.5, None),
+        ([BLUE_CAT, STAR], "a red cat and a blue star", 0.5, 0.75, None),
+        ([CAT, STAR], "a red cat left of a blue star", 1, 1, 1),
+        ([CAT, STAR], "a red cat right of a blue star", 1, 1, 0.5),
+        ([STAR], "a red cat left of a blue star", 0.5, 0.5, 0.25),
+        ([], "a red cat left of a blue star", 0, 0, 0),
+    ],
+)
 def test_partial_credit_of_hand_made_readings(things, caption, count, binding, relation):
     seen = reading(things)
     assert R.count_score(seen, [caption]).values.item() == pytest.approx(count)
@@ -255,8 +278,12 @@ def test_words_are_read_left_to_right_without_case_and_spaces():
     assert R.word_similarity("t E a", "TEA") == 1
     with pytest.raises(ValueError, match="empty"):
         R.word_similarity("tea", " ")
-    seen = reading([("A", "red", 50), ("T", "red", 10), ("E", "red", 30)],
-                   [("T", "red", 10), ("E", "red", 30)], [], [CAT])
+    seen = reading(
+        [("A", "red", 50), ("T", "red", 10), ("E", "red", 30)],
+        [("T", "red", 10), ("E", "red", 30)],
+        [],
+        [CAT],
+    )
     result = R.word_score(seen, ['the word "TEA" in red'] * 3 + ["a red cat"])
     assert result.values.tolist() == pytest.approx([1, 2 / 3, 0, 0])
     assert result.valid.tolist() == [True, True, True, False]
@@ -285,10 +312,15 @@ def test_weighted_product_and_minimum_by_hand_with_an_invalid_part():
     assert R.minimum(parts).valid.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("combine", [
-    lambda p, g: R.weighted_sum(p, [0.3, 0.7]), lambda p, g: R.product(p),
-    lambda p, g: R.minimum(p), lambda p, g: R.standardized_sum(p, [0.3, 0.7], g),
-])
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda p, g: R.weighted_sum(p, [0.3, 0.7]),
+        lambda p, g: R.product(p),
+        lambda p, g: R.minimum(p),
+        lambda p, g: R.standardized_sum(p, [0.3, 0.7], g),
+    ],
+)
 def test_combinations_are_monotone_and_keep_a_single_identity(combine):
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(2, 16, generator=generator).sort(1).values
@@ -351,8 +383,10 @@ def test_bad_combinations_are_refused():
 
 
 def test_combined_is_a_reward():
-    both = R.combined([R.of_images(R.brightness), R.of_images(R.warmth)],
-                      lambda parts, groups: R.weighted_sum(parts, [1.0, 0.5]))
+    both = R.combined(
+        [R.of_images(R.brightness), R.of_images(R.warmth)],
+        lambda parts, groups: R.weighted_sum(parts, [1.0, 0.5]),
+    )
     images = noise()
     expected = R.brightness(images) + 0.5 * R.warmth(images)
     assert torch.allclose(both(batch(images)).values, expected)
@@ -461,8 +495,7 @@ def test_diagnostic_finds_how_simple_rewards_are_hacked(pairs):
 def test_a_constant_reward_ties_and_the_truth_itself_is_always_right(pairs):
     constant = R.pair_diagnostic(lambda b: R.scored(torch.ones(len(b.images))), pairs)
     assert constant["accuracy"] == 0.5 and constant["hacked_by"] == []
-    assert all(row["tie"] == 12 and row["verdict"] == "blind"
-               for row in constant["edits"].values())
+    assert all(row["tie"] == 12 and row["verdict"] == "blind" for row in constant["edits"].values())
     meter = R.of_images(R.sharpness)
     result = R.pair_diagnostic(meter, pairs, truth=meter)
     assert result["accuracy"] == 1 and result["hacked_by"] == []
@@ -480,8 +513,10 @@ def test_invalid_pairs_are_left_out_and_counted(pairs):
 
 
 def test_planted_flaw_of_the_proxy_shows_in_the_diagnostic(pairs):
-    table = R.blind_spots({"proxy": R.aesthetic_proxy_reward(R.load_aesthetic_proxy()),
-                           "size": R.compressibility}, pairs)
+    table = R.blind_spots(
+        {"proxy": R.aesthetic_proxy_reward(R.load_aesthetic_proxy()), "size": R.compressibility},
+        pairs,
+    )
     assert table["proxy"]["saturation"] <= 0.3
     assert set(table["size"]) == {*R.EDITS, "all"}
 
@@ -511,14 +546,27 @@ def clip_folder(tmp_path_factory):
     words = ["<pad>", "<end>", "a", "red", "blue", "cat", "star"]
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>",
-                            unk_token="<pad>").save_pretrained(folder)
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
-             "num_attention_heads": 2}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<pad>"
+    ).save_pretrained(folder)
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = CLIPConfig(
-        text_config={**tower, "vocab_size": 7, "max_position_embeddings": 8, "eos_token_id": 1,
-                     "bos_token_id": 0, "pad_token_id": 0},
-        vision_config={**tower, "image_size": 64, "patch_size": 16}, projection_dim=8)
+        text_config={
+            **tower,
+            "vocab_size": 7,
+            "max_position_embeddings": 8,
+            "eos_token_id": 1,
+            "bos_token_id": 0,
+            "pad_token_id": 0,
+        },
+        vision_config={**tower, "image_size": 64, "patch_size": 16},
+        projection_dim=8,
+    )
     torch.manual_seed(0)
     CLIPModel(config).save_pretrained(folder)
     return folder
@@ -530,8 +578,11 @@ def test_similarity_equals_the_models_own_logits(clip_folder):
     result = R.similarity_reward(encoder)(batch(images, prompts))
     tokens = encoder.tokenizer(R.texts(prompts), padding=True, return_tensors="pt")
     mean, std = (torch.tensor(v)[:, None, None] for v in (encoder.mean, encoder.std))
-    own = encoder.model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"],
-                        pixel_values=(images - mean) / std)
+    own = encoder.model(
+        input_ids=tokens["input_ids"],
+        attention_mask=tokens["attention_mask"],
+        pixel_values=(images - mean) / std,
+    )
     cosines = (own.logits_per_image / encoder.model.logit_scale.exp()).diagonal()
     assert torch.allclose(result.values, cosines, atol=1e-5)
     assert sorted(encoder.cache) == ["a blue star", "a red cat"]

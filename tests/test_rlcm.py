@@ -47,9 +47,14 @@ def test_every_transition_has_the_density_of_the_renoising(horizon, last):
             continue
         level = ABAR[times[min(h + 1, horizon - 1)]]
         normal = torch.distributions.Normal(level.sqrt() * mean, (1 - level).sqrt())
-        assert torch.allclose(path.log_probs[h].double(), normal.log_prob(action).mean(1), atol=1e-4)
-    end = f(path.latents[horizon - 1].double(), network(path.latents[horizon - 1],
-            torch.full((5,), times[-1])).double(), times[-1])
+        assert torch.allclose(
+            path.log_probs[h].double(), normal.log_prob(action).mean(1), atol=1e-4
+        )
+    end = f(
+        path.latents[horizon - 1].double(),
+        network(path.latents[horizon - 1], torch.full((5,), times[-1])).double(),
+        times[-1],
+    )
     assert torch.allclose(path.final.double(), end, atol=1e-4)  # the noise-free estimate is decoded
 
 
@@ -69,8 +74,9 @@ def test_kept_graph_gives_the_gradient_of_a_replay():
     def act(x, t):
         return torch.tanh(x) + shift[steps.t.tolist().index(int(t[0]))]
 
-    path = s.rollout(act, steps, torch.randn(5, 6, generator=generator(3)), generator(4),
-                     score_steps=range(3))
+    path = s.rollout(
+        act, steps, torch.randn(5, 6, generator=generator(3)), generator(4), score_steps=range(3)
+    )
     weight = torch.linspace(-1, 1, 15).view(3, 5)
     kept = torch.autograd.grad((path.log_probs[:3] * weight).sum(), shift)[0]
     again = torch.autograd.grad((s.replay(act, path, [0, 1, 2])[0] * weight).sum(), shift)[0]
@@ -88,7 +94,9 @@ def test_acting_steps():
             assert s.acting_steps(table(horizon, last)).tolist() == list(range(horizon - 1))
     assert table(4, "noisy").stochastic.tolist() == [True] * 4  # and stays untouched
     ddim = s.ddim_table(ABAR, [900, 500, 100])
-    assert s.acting_steps(ddim).tolist() == ddim.stochastic.nonzero().flatten().tolist() == [0, 1, 2]
+    assert (
+        s.acting_steps(ddim).tolist() == ddim.stochastic.nonzero().flatten().tolist() == [0, 1, 2]
+    )
     assert s.acting_steps(s.flow_table(4, "ode")).tolist() == []
     assert s.acting_steps(s.windowed(s.flow_table(5), [1, 2])).tolist() == [1, 2]
 
@@ -125,13 +133,16 @@ def score_gradient(horizon, last, shifts, rows, seed, steps=None):
         return 0.3 * x + shifts[times.index(int(t[0]))]
 
     with torch.no_grad():
-        path = s.rollout(act, steps_table, torch.randn(rows, 1, generator=generator(seed)),
-                         generator(seed + 1))
+        path = s.rollout(
+            act, steps_table, torch.randn(rows, 1, generator=generator(seed)), generator(seed + 1)
+        )
     chosen = s.acting_steps(path.table) if steps is None else torch.tensor(steps)
     leaves = [shifts.expand(rows, horizon).clone().requires_grad_() for _ in chosen]
     total = 0
     for leaf, h in zip(leaves, chosen.tolist()):
-        log_prob, _ = s.replay(lambda x, t: 0.3 * x + leaf[:, h : h + 1], path, [h], reduction="sum")
+        log_prob, _ = s.replay(
+            lambda x, t: 0.3 * x + leaf[:, h : h + 1], path, [h], reduction="sum"
+        )
         total = total + (log_prob[0] * 2 * path.final[:, 0]).sum()
     return sum(torch.autograd.grad(total, leaves)).double()
 
@@ -164,8 +175,12 @@ def test_the_phantom_term_has_mean_zero_and_variance_as_computed(horizon):
     shifts, rows = torch.linspace(-0.02, 0.03, horizon), 200_000
     phantom = score_gradient(horizon, "noisy", shifts, rows, 9, steps=[horizon - 1])[:, -1]
     steps = table(horizon, "noisy")
-    path = s.rollout(lambda x, t: 0.3 * x + shifts[steps.t.tolist().index(int(t[0]))], steps,
-                     torch.randn(rows, 1, generator=generator(9)), generator(10))
+    path = s.rollout(
+        lambda x, t: 0.3 * x + shifts[steps.t.tolist().index(int(t[0]))],
+        steps,
+        torch.randn(rows, 1, generator=generator(9)),
+        generator(10),
+    )
     spread = (2 * path.final[:, 0].double()).square().mean()
     assert phantom.mean().abs() < 4 * phantom.std() / math.sqrt(rows)
     assert phantom.var() == pytest.approx(float(spread), rel=0.03)  # the weight is exactly 1
@@ -198,4 +213,6 @@ def test_kl_to_the_frozen_model_is_the_scaled_distance_of_the_two_functions():
         level = ABAR[times[h + 1]]
         gap = f(x.double(), one.double(), times[h]) - f(x.double(), other.double(), times[h])
         exact = level / (2 * (1 - level)) * gap.square().sum(1)
-        assert torch.allclose(anchor_terms(*means, weights[h : h + 1])[0].double(), exact, rtol=1e-3)
+        assert torch.allclose(
+            anchor_terms(*means, weights[h : h + 1])[0].double(), exact, rtol=1e-3
+        )

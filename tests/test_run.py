@@ -26,8 +26,11 @@ VALUES = {"profile": "default", "seed": 0, "n_seeds": 3, "device": "cpu", "steps
 def started(folder, **changes):
     values = {**VALUES, "out_dir": str(folder), **changes}
     values["seeds"] = [*range(values["seed"], values["seed"] + values["n_seeds"])]
-    return wb.start(wb.Parameters("98_trial", values), "Trial",
-                    {"title": "T", "year": 2023, "arxiv": "2305.13301"})
+    return wb.start(
+        wb.Parameters("98_trial", values),
+        "Trial",
+        {"title": "T", "year": 2023, "arxiv": "2305.13301"},
+    )
 
 
 def train(run):
@@ -167,17 +170,20 @@ def session(folder, source=SOURCE, call="train(run)", **changes):
     return run.computed
 
 
-@pytest.mark.parametrize("before, after, again", [
-    ("# a comment", "# another comment", []),
-    ("'''Doc.'''", "'''Another text.'''", []),
-    ('COLORS = ["red"]', 'COLORS = ["blue"]', []),
-    ("return COLORS[0]", "return COLORS[-1]", []),
-    ("    total = []\n", "    total = []\n\n\n", []),
-    ("RATE = 0.1", "RATE = 0.2", ["a", "sum"]),
-    ('{"moderate": (0.1, 1.0)}', '{"moderate": (0.1, 5.0)}', ["a"]),
-    ("return RATE * x", "return RATE + x", ["a", "sum"]),
-    ("scale=1.0", "scale=2.0", ["a"]),
-])
+@pytest.mark.parametrize(
+    "before, after, again",
+    [
+        ("# a comment", "# another comment", []),
+        ("'''Doc.'''", "'''Another text.'''", []),
+        ('COLORS = ["red"]', 'COLORS = ["blue"]', []),
+        ("return COLORS[0]", "return COLORS[-1]", []),
+        ("    total = []\n", "    total = []\n\n\n", []),
+        ("RATE = 0.1", "RATE = 0.2", ["a", "sum"]),
+        ('{"moderate": (0.1, 1.0)}', '{"moderate": (0.1, 5.0)}', ["a"]),
+        ("return RATE * x", "return RATE + x", ["a", "sum"]),
+        ("scale=1.0", "scale=2.0", ["a"]),
+    ],
+)
 def test_what_a_phase_reaches_decides_whether_it_runs_again(tmp_path, before, after, again):
     assert session(tmp_path) == ["a", "sum"] and session(tmp_path) == []
     assert before in SOURCE
@@ -194,7 +200,9 @@ def test_only_the_parameters_that_are_read_count(tmp_path):
 
 
 def test_a_loop_in_a_cell_depends_on_what_it_reads_not_on_what_it_writes(tmp_path):
-    cell = "for step in run.steps(3, 'a'):\n    now = step * weight\n    run.log(step, reward=now)\n"
+    cell = (
+        "for step in run.steps(3, 'a'):\n    now = step * weight\n    run.log(step, reward=now)\n"
+    )
     head = "weight, other, now = {}, {}, {}\n"
     assert session(tmp_path, head.format(1, 1, 0), cell) == ["a"]
     assert session(tmp_path, head.format(1, 2, 7), cell) == []
@@ -252,8 +260,12 @@ def test_generators_that_a_result_draws_from_go_on_as_if_it_had_run(tmp_path):
         gen, numpy_gen = torch.Generator().manual_seed(1), np.random.default_rng(1)
         run = started(tmp_path)
         first = run.result("x", lambda: [torch.rand(2, generator=gen), numpy_gen.random(2)])
-        return run.computed, [first[0], torch.tensor(first[1]), torch.rand(2, generator=gen),
-                              torch.tensor(numpy_gen.random(2))]
+        return run.computed, [
+            first[0],
+            torch.tensor(first[1]),
+            torch.rand(2, generator=gen),
+            torch.tensor(numpy_gen.random(2)),
+        ]
 
     (one, first), (two, second) = draws(), draws()
     assert (one, two) == (["x"], []) and same(first, second)
@@ -262,10 +274,16 @@ def test_generators_that_a_result_draws_from_go_on_as_if_it_had_run(tmp_path):
 # --- what comes back
 
 
-@pytest.mark.parametrize("value", [
-    {"sd/unet": 1, "sd": {"unet": 2}}, {1: "a", "1": "b"}, {(0, 1): [1.5], None: ()},
-    [True, None, -0.0, float("inf"), "ä", 2**70], {"deep": [{"x": (1, [2])}]},
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"sd/unet": 1, "sd": {"unet": 2}},
+        {1: "a", "1": "b"},
+        {(0, 1): [1.5], None: ()},
+        [True, None, -0.0, float("inf"), "ä", 2**70],
+        {"deep": [{"x": (1, [2])}]},
+    ],
+)
 def test_plain_results_come_back_equal(tmp_path, value):
     run = started(tmp_path)
     assert run.result("x", lambda: value) == value
@@ -274,12 +292,23 @@ def test_plain_results_come_back_equal(tmp_path, value):
 
 def test_arrays_come_back_with_type_and_shape(tmp_path):
     x = np.arange(6).reshape(2, 3)
-    parts = {"reversed": x[::-1, ::-1], "flat": np.array(3.5), "half": torch.ones(2).bfloat16(),
-             "mask": torch.tensor([True]), "empty": torch.zeros(0, 3), "view": torch.ones(3, 2).T}
+    parts = {
+        "reversed": x[::-1, ::-1],
+        "flat": np.array(3.5),
+        "half": torch.ones(2).bfloat16(),
+        "mask": torch.tensor([True]),
+        "empty": torch.zeros(0, 3),
+        "view": torch.ones(3, 2).T,
+    }
     for run in (started(tmp_path), started(tmp_path)):
         back = run.result("x", lambda: parts)
-        assert all(type(back[k]) is type(v) and back[k].dtype == v.dtype and back[k].shape == v.shape
-                   and (back[k] == v).all() for k, v in parts.items())
+        assert all(
+            type(back[k]) is type(v)
+            and back[k].dtype == v.dtype
+            and back[k].shape == v.shape
+            and (back[k] == v).all()
+            for k, v in parts.items()
+        )
     back["mask"][0] = False  # what comes back is no live view of what was passed
     assert parts["mask"].item() is True
 
@@ -295,7 +324,7 @@ def test_what_would_come_back_as_something_else_is_named_and_not_lost(tmp_path, 
 @pytest.mark.parametrize("kind", ["phases", "cache"])
 def test_a_damaged_file_starts_its_phase_again(tmp_path, damage, kind, capsys):
     assert session(tmp_path) == ["a", "sum"]
-    path, = (tmp_path / kind).glob("*.safetensors")
+    (path,) = (tmp_path / kind).glob("*.safetensors")
     data = bytearray(path.read_bytes())
     if damage == "flip":
         data[-3] ^= 1
@@ -327,8 +356,9 @@ def test_other_parameters_are_refused_or_get_their_own_folder(tmp_path, monkeypa
     (tmp_path / "x" / "run.json").write_text("{")
     with pytest.raises(wb.ParameterError, match="damaged run.json"):
         started("x", steps=3)
-    one, two = (wb.start(wb.Parameters("98_trial", {**VALUES, "out_dir": None, "steps": k}))
-                for k in (3, 4))
+    one, two = (
+        wb.start(wb.Parameters("98_trial", {**VALUES, "out_dir": None, "steps": k})) for k in (3, 4)
+    )
     assert one.folder != two.folder and one.folder.parts[:2] == ("runs", "98_trial")
 
 
@@ -342,15 +372,19 @@ def test_a_second_process_in_the_folder_gets_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "wait until it has ended, stop it, or name another out_dir")
+        "wait until it has ended, stop it, or name another out_dir"
+    )
     assert started(tmp_path).folder == run.folder  # the same process may open its folder again
 
 
 def test_non_finite_values_name_step_sample_and_checkpoint(tmp_path):
     run = started(tmp_path)
-    with pytest.raises(wb.NonFiniteError, match=r"truth is nan at step 4 of a, sample 1; the last "
-                                                r"good checkpoint is phases/a\.\w+\.safetensors, "
-                                                "after 4"):
+    with pytest.raises(
+        wb.NonFiniteError,
+        match=r"truth is nan at step 4 of a, sample 1; the last "
+        r"good checkpoint is phases/a\.\w+\.safetensors, "
+        "after 4",
+    ):
         for step in run.steps(9, "a", every=2):
             run.log(step, reward=1.0, truth=torch.tensor([1.0, np.nan if step == 4 else 0.0]))
     run = started(tmp_path)

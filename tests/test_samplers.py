@@ -543,8 +543,14 @@ def test_forward_process_and_its_targets():
 
 
 def test_bad_input_is_named():
-    wrong = ({"kind": "sde"}, {"noise": -1.0}, {"kind": "cps", "noise": 1.5},
-             {"sigmas": [1.0, 0.5]}, {"released_cps": True}, {"shift": 0.0})
+    wrong = (
+        {"kind": "sde"},
+        {"noise": -1.0},
+        {"kind": "cps", "noise": 1.5},
+        {"sigmas": [1.0, 0.5]},
+        {"released_cps": True},
+        {"shift": 0.0},
+    )
     for arguments in wrong:
         with pytest.raises(ValueError):
             s.flow_table(10, **arguments)
@@ -556,8 +562,12 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="reduction"):
         s.step(s.flow_table(4), 0, noise(1), noise(1), noise(1), reduction="total")
     with pytest.raises(FloatingPointError, match="step 0, sample 1"):
-        s.rollout(lambda x, t: x * torch.tensor([1.0, math.inf]).view(-1, 1, 1, 1), s.flow_table(4),
-                  noise(2), generator())
+        s.rollout(
+            lambda x, t: x * torch.tensor([1.0, math.inf]).view(-1, 1, 1, 1),
+            s.flow_table(4),
+            noise(2),
+            generator(),
+        )
     with pytest.raises(ValueError, match="steps"):
         s.replay(Network(), s.rollout(Network(), s.flow_table(4), noise(1), generator()), [4])
 
@@ -571,12 +581,18 @@ def test_denoised_of_a_flow_undoes_the_exact_velocity(kind):
 
 
 def test_scored_steps_of_a_rollout_have_the_gradient_of_their_replay():
-    network, table, weights = Network(), s.flow_table(6, "flow"), torch.randn(3, 5, generator=generator(2))
+    network, table, weights = (
+        Network(),
+        s.flow_table(6, "flow"),
+        torch.randn(3, 5, generator=generator(2)),
+    )
     path = s.rollout(network, table, noise(5), generator(1), score_steps=[1, 2, 4])
     assert not path.latents.requires_grad and not path.log_probs[[0, 3, 5]].detach().isnan().any()
     again, _ = s.replay(network, path, [1, 2, 4])
     assert torch.equal(path.log_probs[[1, 2, 4]].detach(), again.detach())
-    kept, replayed = (torch.autograd.grad((weights * logs).sum(), list(network.parameters()))
-                      for logs in (path.log_probs[[1, 2, 4]], again))
+    kept, replayed = (
+        torch.autograd.grad((weights * logs).sum(), list(network.parameters()))
+        for logs in (path.log_probs[[1, 2, 4]], again)
+    )
     for a, b in zip(kept, replayed, strict=True):  # states are cut: no gradient from step to step
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from rlgenkit.optimizers import best_of_group
-from rlgenkit.optimizers.selection import (best_of_k, penalized, selection_weights, then,
-                                           top_fraction)
+from rlgenkit.optimizers.selection import (
+    best_of_k,
+    penalized,
+    selection_weights,
+    then,
+    top_fraction,
+)
 
 
 def draw(seed, b=40, levels=None):
@@ -33,8 +38,9 @@ def test_best_of_k_is_a_sort_within_groups(seed, levels, keep):
     assert best_of_k(scores, groups, valid, keep).tolist() == by_hand(scores, groups, valid, keep)
     every = torch.ones_like(valid)
     assert best_of_k(scores, groups, None, keep).tolist() == by_hand(scores, groups, every, keep)
-    assert torch.equal(best_of_k(scores, groups, valid, keep),
-                       best_of_group(scores, groups, keep, valid))
+    assert torch.equal(
+        best_of_k(scores, groups, valid, keep), best_of_group(scores, groups, keep, valid)
+    )
 
 
 def test_groups_need_not_be_neighbors_and_may_be_empty():
@@ -91,8 +97,9 @@ def test_weights_give_the_mean_over_kept_rows():
     rows = torch.tensor([1, 3, 3])
     weights = selection_weights(rows, 4)
     torch.testing.assert_close((weights * losses).sum(), losses[rows].mean())
-    ours, theirs = (torch.autograd.grad(x, losses)[0]
-                    for x in ((weights * losses).sum(), losses[rows].mean()))
+    ours, theirs = (
+        torch.autograd.grad(x, losses)[0] for x in ((weights * losses).sum(), losses[rows].mean())
+    )
     torch.testing.assert_close(ours, theirs)
     with pytest.raises(ValueError, match="discarded"):
         selection_weights(torch.empty(0, dtype=torch.long), 4)
@@ -100,8 +107,10 @@ def test_weights_give_the_mean_over_kept_rows():
 
 def test_bad_settings_are_named():
     scores, groups, _, _ = draw(0)
-    for call, word in ((lambda: best_of_k(scores, groups, keep=0), "keep"),
-                       (lambda: top_fraction(scores, groups, share=0.0), "share"),
-                       (lambda: best_of_k(scores, groups[:3]), "groups")):
+    for call, word in (
+        (lambda: best_of_k(scores, groups, keep=0), "keep"),
+        (lambda: top_fraction(scores, groups, share=0.0), "share"),
+        (lambda: best_of_k(scores, groups[:3]), "groups"),
+    ):
         with pytest.raises(ValueError, match=word):
             call()

@@ -31,7 +31,9 @@ def test_pairs_are_all_within_groups():
     groups = torch.tensor([7, 3, 7, 7, 3, 9])
     wanted = [[i, j] for i, j in itertools.combinations(range(6), 2) if groups[i] == groups[j]]
     assert pf.pairs_within_groups(groups).tolist() == wanted
-    assert len(pf.pairs_within_groups(torch.zeros(7, dtype=torch.long))) == 21  # the paper's 7 pictures
+    assert (
+        len(pf.pairs_within_groups(torch.zeros(7, dtype=torch.long))) == 21
+    )  # the paper's 7 pictures
     assert pf.pairs_within_groups(torch.arange(4)).shape == (0, 2)
     with pytest.raises(ValueError, match="groups"):
         pf.pairs_within_groups(torch.zeros(2, 2, dtype=torch.long))
@@ -45,7 +47,11 @@ def test_labels_are_pareto_dominance_and_survive_every_rising_warp():
     plain = pf.dominance_labels(values, pairs)
     brute = [(values[i] > values[j]).double() - (values[i] < values[j]).double() for i, j in pairs]
     assert torch.equal(plain.double(), torch.stack(brute)) and plain.abs().min() == 1
-    for warp in (lambda v: v**3, lambda v: torch.exp(5 * v), lambda v: torch.where(v > 1, 50 * v, v)):
+    for warp in (
+        lambda v: v**3,
+        lambda v: torch.exp(5 * v),
+        lambda v: torch.where(v > 1, 50 * v, v),
+    ):
         assert torch.equal(pf.dominance_labels(warp(values), pairs), plain)
     assert torch.equal(pf.dominance_labels(-values, pairs), -plain)
 
@@ -106,7 +112,7 @@ def test_clip_silences_both_directions(change):
     new.requires_grad_()
     for label in (1.0, -1.0):
         terms = pf.step_dpo_terms(new, torch.zeros(1, 2), PAIRS[:1], torch.tensor([label]))
-        grad, = torch.autograd.grad(terms.sum(), new)
+        (grad,) = torch.autograd.grad(terms.sum(), new)
         assert grad[0, 0] == 0 and grad[0, 1] != 0
     inside = (0.99 * math.log(0.9), 0.99 * math.log(1.1))
     for x in inside:
@@ -145,8 +151,10 @@ def test_unclipped_optimum_is_the_log_odds():
 
     def closure():
         optimizer.zero_grad()
-        terms = [pf.step_dpo_terms(margin, torch.zeros(1, 2), PAIRS[:1], torch.tensor([h]), 0.5, None)
-                 for h in (1.0, -1.0)]
+        terms = [
+            pf.step_dpo_terms(margin, torch.zeros(1, 2), PAIRS[:1], torch.tensor([h]), 0.5, None)
+            for h in (1.0, -1.0)
+        ]
         loss = (0.8 * terms[0] + 0.2 * terms[1]).sum()
         loss.backward()
         return loss
@@ -158,8 +166,12 @@ def test_unclipped_optimum_is_the_log_odds():
 
 def test_bad_input_of_the_loss():
     x = torch.zeros(2, 4)
-    for labels, pairs, beta, word in ((LABELS[:2], PAIRS, 0.1, "labels"), (LABELS, PAIRS, 0.0, "beta"),
-                                      (3 * LABELS, PAIRS, 0.1, "-1..1"), (LABELS, PAIRS[:, 0], 0.1, "pairs")):
+    for labels, pairs, beta, word in (
+        (LABELS[:2], PAIRS, 0.1, "labels"),
+        (LABELS, PAIRS, 0.0, "beta"),
+        (3 * LABELS, PAIRS, 0.1, "-1..1"),
+        (LABELS, PAIRS[:, 0], 0.1, "pairs"),
+    ):
         with pytest.raises(ValueError, match=word):
             pf.step_dpo_terms(x, x, pairs, labels, beta)
     with pytest.raises(ValueError, match="clip"):
@@ -231,13 +243,22 @@ def test_update_is_one_step_on_the_mean_loss():
     new, _ = s.replay(net, path, steps)
     loss = pf.step_dpo_terms(new, path.log_probs[steps], pairs, labels).mean()
     wanted = torch.autograd.grad(loss, list(net.parameters()))
-    stats = pf.step_dpo_update(replay, torch.optim.SGD(net.parameters(), 1.0), net.parameters(),
-                               path.log_probs, pairs, labels, torch.tensor(steps))
+    stats = pf.step_dpo_update(
+        replay,
+        torch.optim.SGD(net.parameters(), 1.0),
+        net.parameters(),
+        path.log_probs,
+        pairs,
+        labels,
+        torch.tensor(steps),
+    )
     torch.testing.assert_close(-net.shift.detach(), wanted[0])  # SGD of rate 1 from 0
     torch.testing.assert_close(0.9 - net.scale.detach(), wanted[1])
     assert stats["loss"] == pytest.approx(loss.item(), abs=1e-7)
     assert stats["accuracy"] == 0.5 and stats["drift"] == 0 and stats["silenced"] == 0
-    assert stats["grad_norm"] == pytest.approx(torch.cat([g.flatten() for g in wanted]).norm().item())
+    assert stats["grad_norm"] == pytest.approx(
+        torch.cat([g.flatten() for g in wanted]).norm().item()
+    )
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -247,8 +268,16 @@ def test_update_does_not_depend_on_the_split(size):
     for batch_size in (None, size):
         net, path, pairs, labels, replay = chain()
         reference = path.log_probs + randn(4, 6, seed=5, scale=0.03).float()
-        stats = pf.step_dpo_update(replay, torch.optim.SGD(net.parameters(), 1.0), net.parameters(),
-                                   reference, pairs, labels, torch.arange(4), batch_size=batch_size)
+        stats = pf.step_dpo_update(
+            replay,
+            torch.optim.SGD(net.parameters(), 1.0),
+            net.parameters(),
+            reference,
+            pairs,
+            labels,
+            torch.arange(4),
+            batch_size=batch_size,
+        )
         results.append((stats, net.shift.detach(), net.scale.detach()))
     torch.testing.assert_close(results[0][1:], results[1][1:], rtol=1e-4, atol=1e-7)
     for name in ("loss", "accuracy", "grad_norm"):
@@ -259,8 +288,16 @@ def test_updates_raise_what_is_preferred():
     net, path, pairs, labels, replay = chain()
     optimizer = torch.optim.Adam(net.parameters(), 0.003)
     for _ in range(40):
-        stats = pf.step_dpo_update(replay, optimizer, net.parameters(), path.log_probs, pairs, labels,
-                                   torch.arange(3), clip=0.5)
+        stats = pf.step_dpo_update(
+            replay,
+            optimizer,
+            net.parameters(),
+            path.log_probs,
+            pairs,
+            labels,
+            torch.arange(3),
+            clip=0.5,
+        )
     assert stats["accuracy"] > 0.6
     again = s.rollout(net, path.table, randn(6, 3).float(), generator(1))
     assert again.final[:, 0].mean() > path.final[:, 0].mean()
@@ -271,8 +308,15 @@ def test_ties_change_the_loss_and_the_length_of_the_step_only():
     for keep in (slice(None), LABELS != 7):
         net, path, pairs, labels, replay = chain()
         keep = labels != 0 if isinstance(keep, torch.Tensor) else keep
-        pf.step_dpo_update(replay, torch.optim.SGD(net.parameters(), 1.0), net.parameters(),
-                           path.log_probs, pairs[keep], labels[keep], torch.arange(3))
+        pf.step_dpo_update(
+            replay,
+            torch.optim.SGD(net.parameters(), 1.0),
+            net.parameters(),
+            path.log_probs,
+            pairs[keep],
+            labels[keep],
+            torch.arange(3),
+        )
         got.append(net.shift.detach())
     share = 5 / 6  # one of six pairs is a tie
     torch.testing.assert_close(got[0], share * got[1])
@@ -282,12 +326,16 @@ def test_update_refuses_what_it_cannot_learn_from():
     net, path, pairs, labels, replay = chain()
     optimizer, before = torch.optim.SGD(net.parameters(), 1.0), net.shift.detach().clone()
     with pytest.raises(ValueError, match="tie"):
-        pf.step_dpo_update(replay, optimizer, net.parameters(), path.log_probs, pairs, 0 * labels,
-                           torch.arange(2))
+        pf.step_dpo_update(
+            replay, optimizer, net.parameters(), path.log_probs, pairs, 0 * labels, torch.arange(2)
+        )
     with pytest.raises(FloatingPointError, match="step 1, picture 2"):
+
         def broken(k, b):
             new = replay(k, b)[0]
             return torch.where((k[:, None] == 1) & (b == 2), torch.nan, new), None
-        pf.step_dpo_update(broken, optimizer, net.parameters(), path.log_probs, pairs, labels,
-                           torch.arange(2))
+
+        pf.step_dpo_update(
+            broken, optimizer, net.parameters(), path.log_probs, pairs, labels, torch.arange(2)
+        )
     assert torch.equal(net.shift.detach(), before)

@@ -20,18 +20,37 @@ from rlgenkit.commands.places import RESULTS, ROOT, TEMPLATE, InputError, series
 from rlgenkit.workbook import checkpoint, store
 from tests.test_determinism import turn
 
-pytestmark = [pytest.mark.executes,
-              pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal")]
+pytestmark = [
+    pytest.mark.executes,
+    pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX signal"),
+]
 
 
 def command(out, jobs):
-    return [sys.executable, "-m", "rlgenkit", "run", "_template", "--profile", "study", "--jobs",
-            str(jobs), "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "rlgenkit",
+        "run",
+        "_template",
+        "--profile",
+        "study",
+        "--jobs",
+        str(jobs),
+        "--out",
+        str(out),
+    ]
 
 
 def finished(out, jobs):
-    done = subprocess.run(command(out, jobs), cwd=ROOT, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, **runner.offline()})
+    done = subprocess.run(
+        command(out, jobs),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **runner.offline()},
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -49,8 +68,13 @@ def numbers(out):
 
 def pictures(out):
     cells = read(out / TEMPLATE.name)["cells"]
-    return [o["data"]["image/png"] for c in cells if c["cell_type"] == "code" for o in c["outputs"]
-            if "image/png" in o.get("data", {})]
+    return [
+        o["data"]["image/png"]
+        for c in cells
+        if c["cell_type"] == "code"
+        for o in c["outputs"]
+        if "image/png" in o.get("data", {})
+    ]
 
 
 def test_shares_are_neighbors_of_nearly_equal_length():
@@ -67,8 +91,13 @@ def test_two_processes_give_the_bytes_of_one(whole, tmp_path):
 
 def test_killed_anywhere_and_resumed_gives_the_same_bytes(whole, tmp_path):
     out = tmp_path / "killed"
-    process = subprocess.Popen(command(out, 2), cwd=ROOT, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, env={**os.environ, **runner.offline()})
+    process = subprocess.Popen(
+        command(out, 2),
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **runner.offline()},
+    )
     end = time.monotonic() + 300
     while not list(out.rglob("phases/*/*.safetensors")) and time.monotonic() < end:
         time.sleep(0.05)
@@ -76,7 +105,9 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(whole, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "results.json").exists()
-    family = [p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])]
+    family = [
+        p for p in psutil.process_iter(["cmdline"]) if str(out) in " ".join(p.info["cmdline"] or [])
+    ]
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []  # what it had started ended by itself
     time.sleep(2)  # the kernels look for their parent once a second
@@ -85,12 +116,18 @@ def test_killed_anywhere_and_resumed_gives_the_same_bytes(whole, tmp_path):
 
 def test_figures_are_drawn_from_the_record_alone(whole, tmp_path):
     shutil.copytree(whole / "record", tmp_path / "record")
-    env = {**runner.offline(), **study.one_thread(), **store.environment(record=tmp_path / "record")}
+    env = {
+        **runner.offline(),
+        **study.one_thread(),
+        **store.environment(record=tmp_path / "record"),
+    }
     done = run.execute(TEMPLATE, {"profile": "study"}, tmp_path / "again", 300, quiet=True, env=env)
     assert done.code == 0, done.sentence
     assert pictures(tmp_path / "again") == pictures(whole)
-    claims = [json.loads((out / "results.json").read_text())["claims"]
-              for out in (whole, tmp_path / "again")]
+    claims = [
+        json.loads((out / "results.json").read_text())["claims"]
+        for out in (whole, tmp_path / "again")
+    ]
     assert claims[0] == claims[1] and not list((tmp_path / "again").rglob("*.safetensors"))
 
 
@@ -98,12 +135,25 @@ def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
     """One study, another one with every commit: the same figures in words, the same claims."""
     stems = [p for p in series() if (study.STUDIES / p.stem[:2] / "study.json").is_file()]
     path = stems[turn() % len(stems)]
-    done = run.execute(path, {"profile": "study"}, tmp_path / "again", 600, quiet=True,
-                       env={**runner.offline(), **study.redrawing(path)})
+    done = run.execute(
+        path,
+        {"profile": "study"},
+        tmp_path / "again",
+        600,
+        quiet=True,
+        env={**runner.offline(), **study.redrawing(path)},
+    )
     assert done.code == 0, f"{path.stem}: {done.sentence}"
-    shown = [[o["data"]["text/plain"] for c in read(book)["cells"] if c["cell_type"] == "code"
-              for o in c["outputs"] if "image/png" in o.get("data", {})]
-             for book in (path, tmp_path / "again" / path.name)]
+    shown = [
+        [
+            o["data"]["text/plain"]
+            for c in read(book)["cells"]
+            if c["cell_type"] == "code"
+            for o in c["outputs"]
+            if "image/png" in o.get("data", {})
+        ]
+        for book in (path, tmp_path / "again" / path.name)
+    ]
     assert list(map("".join, shown[0])) == list(map("".join, shown[1])), path.stem
     kept = json.loads((RESULTS / f"{path.stem[:2]}.json").read_text(encoding="utf-8"))
     for old, new in zip(kept["claims"], done.results()["claims"], strict=True):
@@ -113,8 +163,9 @@ def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
 
 def test_a_record_keeps_within_its_size(tmp_path):
     results = {"small": [1.0, 2.0], "large": {"x": "a" * 5000}}
-    left = store.write_record(tmp_path, [{"phase": "a", "step": 0, "reward": 1.0}], results, {"seeds": [0]},
-                              limit=24_000)
+    left = store.write_record(
+        tmp_path, [{"phase": "a", "step": 0, "reward": 1.0}], results, {"seeds": [0]}, limit=24_000
+    )
     assert left == ["large"]
     record = store.Record(tmp_path)
     assert record.result("small") == [1.0, 2.0] and record.lines("a")[0]["reward"] == 1.0
@@ -124,9 +175,11 @@ def test_a_record_keeps_within_its_size(tmp_path):
 
 
 def test_options_of_a_study_are_checked_first():
-    for kind, jobs, redraw, word in (("default", 2, False, "belong to --profile study"),
-                                     (None, 1, True, "belong to --profile study"),
-                                     ("study", 0, False, "at least 1")):
+    for kind, jobs, redraw, word in (
+        ("default", 2, False, "belong to --profile study"),
+        (None, 1, True, "belong to --profile study"),
+        ("study", 0, False, "at least 1"),
+    ):
         with pytest.raises(InputError, match=word):
             run.run("_template", [], kind, None, None, False, jobs, redraw)
     with pytest.raises(InputError, match="no record data/studies/99"):

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from rlgenkit.optimizers import (discounted_visits, implicit_hypergradient, potential_shaping,
-                                 reinforce_gradients, sample_walks, softmax_gradient)
+from rlgenkit.optimizers import (
+    discounted_visits,
+    implicit_hypergradient,
+    potential_shaping,
+    reinforce_gradients,
+    sample_walks,
+    softmax_gradient,
+)
 from rlgenkit.worlds import gridworld as grid
 
 GAMMA = 0.9
@@ -27,7 +33,7 @@ def test_visits_are_the_discounted_sum_over_time():
     total = torch.zeros(2, S).double()
     flow = torch.einsum("bsa,sat->bst", policy, BOARD.transitions)
     for t in range(400):
-        total += GAMMA ** t * where
+        total += GAMMA**t * where
         where = torch.einsum("bs,bst->bt", where, flow)
     found = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
     torch.testing.assert_close(found, total)
@@ -49,7 +55,7 @@ def test_gradient_is_the_gradient_of_the_return(entropy):
     policy = logits.softmax(-1)
     soft = (rewards - entropy * policy.log()) * LIVE
     values = grid.policy_values(BOARD, policy, soft, GAMMA)
-    wanted, = torch.autograd.grad((values * starts()).sum(), logits, retain_graph=True)
+    (wanted,) = torch.autograd.grad((values * starts()).sum(), logits, retain_graph=True)
     q = grid.action_values(BOARD, soft, values, GAMMA)
     visits = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
     torch.testing.assert_close(softmax_gradient(logits, q, visits), wanted)
@@ -71,7 +77,7 @@ def test_mean_of_sampled_reinforce_is_the_exact_gradient():
     visits = discounted_visits(BOARD.transitions, policy, torch.eye(S).double()[0], GAMMA)
     exact = softmax_gradient(logits, q, visits)
     error = (found.mean(1) - exact).abs()
-    assert (error <= 5 * found.std(1) / n ** 0.5 + 0.02 * exact.abs().max()).all()
+    assert (error <= 5 * found.std(1) / n**0.5 + 0.02 * exact.abs().max()).all()
     assert exact.abs().max() > 0.1
 
 
@@ -84,8 +90,8 @@ def test_reinforce_of_one_walk_by_plain_loops():
         total = 0.0
         for t in range(6):
             to_go = sum(GAMMA ** (j - t) * r[j, 0, k] for j in range(t, 6))
-            total = total + GAMMA ** t * to_go * policy[0, states[t, 0, k], actions[t, 0, k]].log()
-        wanted, = torch.autograd.grad(total, logits, retain_graph=True)
+            total = total + GAMMA**t * to_go * policy[0, states[t, 0, k], actions[t, 0, k]].log()
+        (wanted,) = torch.autograd.grad(total, logits, retain_graph=True)
         torch.testing.assert_close(found[:, k], wanted)
 
 
@@ -114,20 +120,21 @@ def linear_inner_loop():
 def test_implicit_hypergradient_of_a_linear_inner_loop():
     m, c, s, theta, phi, update = linear_inner_loop()
     wanted = torch.einsum("bji,bj->bi", c, torch.linalg.solve(m.mT, s))
-    found, = implicit_hypergradient([update], [theta], [s], [phi], 400)
+    (found,) = implicit_hypergradient([update], [theta], [s], [phi], 400)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
-    loose, = implicit_hypergradient([update], [theta], [s], [phi], 400, safety=4.0)
+    (loose,) = implicit_hypergradient([update], [theta], [s], [phi], 400, safety=4.0)
     assert (loose - wanted).norm() > 1e3  # beyond 2 / |H| the series grows
 
 
 def test_one_term_is_one_plain_step_and_problems_do_not_mix():
     m, c, s, theta, phi, update = linear_inner_loop()
-    one, = implicit_hypergradient([update], [theta], [s], [phi], 1)
+    (one,) = implicit_hypergradient([update], [theta], [s], [phi], 1)
     plain = torch.einsum("bji,bj->bi", c, s)
-    torch.testing.assert_close(one / one.norm(dim=1, keepdim=True),
-                               plain / plain.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(
+        one / one.norm(dim=1, keepdim=True), plain / plain.norm(dim=1, keepdim=True)
+    )
     s = torch.stack([s[0], 0 * s[1]])
-    found, = implicit_hypergradient([update], [theta], [s], [phi], 50)
+    (found,) = implicit_hypergradient([update], [theta], [s], [phi], 50)
     assert found[0].abs().max() > 0.1 and found[1].abs().max() == 0
 
 
@@ -135,7 +142,7 @@ def test_implicit_hypergradient_over_several_tensors():
     m, c, s, theta, phi, _ = linear_inner_loop()
     a, b = theta.detach()[:, :2].requires_grad_(), theta.detach()[:, 2:].requires_grad_()
     whole = torch.einsum("bij,bj->bi", c, phi) - torch.einsum("bij,bj->bi", m, torch.cat([a, b], 1))
-    found, = implicit_hypergradient(whole.split(2, 1), [a, b], s.split(2, 1), [phi], 400)
+    (found,) = implicit_hypergradient(whole.split(2, 1), [a, b], s.split(2, 1), [phi], 400)
     wanted = torch.einsum("bji,bj->bi", c, torch.linalg.solve(m.mT, s))
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
 
@@ -146,8 +153,9 @@ def test_without_ratios_the_fixed_point_is_behavior_times_value():
     assert softmax_gradient(fixed, q, visits, behavior).abs().max() < 1e-12
     assert softmax_gradient(fixed, q, visits).abs().max() > 1e-3
     own = draw(S, 4, seed=6)  # the behavior of the policy itself is the on-policy case
-    torch.testing.assert_close(softmax_gradient(own, q, visits, own.softmax(-1)),
-                               softmax_gradient(own, q, visits))
+    torch.testing.assert_close(
+        softmax_gradient(own, q, visits, own.softmax(-1)), softmax_gradient(own, q, visits)
+    )
 
 
 def test_logits_of_a_state_never_drift_together():
@@ -170,11 +178,14 @@ def test_shaping_moves_values_by_the_potential_and_no_gradient():
     logits, rewards, potential = draw(S, 4), draw(S, 4, seed=2) * LIVE, 3 * draw(S, seed=7)
     policy = logits.softmax(-1)
     visits = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
-    values = [grid.policy_values(BOARD, policy, r, GAMMA)
-              for r in (rewards, rewards + shaped(potential))]
+    values = [
+        grid.policy_values(BOARD, policy, r, GAMMA) for r in (rewards, rewards + shaped(potential))
+    ]
     torch.testing.assert_close(values[1], values[0] - potential * LIVE[:, 0])
-    grads = [softmax_gradient(logits, grid.action_values(BOARD, r, v, GAMMA), visits)
-             for r, v in zip((rewards, rewards + shaped(potential)), values)]
+    grads = [
+        softmax_gradient(logits, grid.action_values(BOARD, r, v, GAMMA), visits)
+        for r, v in zip((rewards, rewards + shaped(potential)), values)
+    ]
     assert (grads[0] - grads[1]).abs().max() < 1e-12
 
 
@@ -182,8 +193,10 @@ def test_best_moves_survive_shaping_unless_the_end_keeps_its_potential():
     goal = BOARD.features[..., 1]
     potential = torch.zeros(S).double()
     potential[S - 1] = -5.0  # the goal itself looks bad
-    plans = [grid.optimal_policy(BOARD, goal + f, GAMMA)[0] for f in
-             (0, shaped(potential), shaped(potential, torch.ones(S).double()))]
+    plans = [
+        grid.optimal_policy(BOARD, goal + f, GAMMA)[0]
+        for f in (0, shaped(potential), shaped(potential, torch.ones(S).double()))
+    ]
     free = BOARD.starts
     assert torch.equal(plans[0][free], plans[1][free])
     assert not torch.equal(plans[0][free], plans[2][free])

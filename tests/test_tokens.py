@@ -24,14 +24,31 @@ def gen(seed=0):
 def small(kind, layers=2):
     torch.manual_seed(3)
     if kind == "llama":
-        made = LlamaForCausalLM(LlamaConfig(
-            vocab_size=VOCAB, hidden_size=24, intermediate_size=32, num_hidden_layers=layers,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-            initializer_range=0.5))
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=layers,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                max_position_embeddings=64,
+                initializer_range=0.5,
+            )
+        )
     else:
-        made = GPT2LMHeadModel(GPT2Config(
-            vocab_size=VOCAB, n_embd=24, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=1,
-            initializer_range=0.3))
+        made = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=VOCAB,
+                n_embd=24,
+                n_layer=2,
+                n_head=2,
+                n_positions=64,
+                bos_token_id=0,
+                eos_token_id=1,
+                initializer_range=0.3,
+            )
+        )
     return made.eval()
 
 
@@ -64,8 +81,9 @@ def test_log_probs_equal_single_runs_without_padding(kind, temperature):
     for row, prompt in enumerate(PROMPTS):
         answer = batch.answers[row][batch.mask[row]].tolist()
         expected = torch.tensor(by_hand(model, prompt, answer, temperature))
-        torch.testing.assert_close(batch.log_probs[row][batch.mask[row]], expected.float(),
-                                   atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            batch.log_probs[row][batch.mask[row]], expected.float(), atol=2e-5, rtol=0
+        )
 
 
 @every_class
@@ -127,10 +145,13 @@ def test_score_function_has_mean_zero_and_entropy_is_the_mean_surprise():
     entropy = models.token_entropies(model, batch)[:, 0]
     assert (entropy - entropy[0]).abs().max() < 1e-5
     assert abs(-batch.log_probs[:, 0].mean() - entropy[0]) < 0.06
-    grads = torch.autograd.grad(models.token_logprobs(model, batch).sum(1).mean(),
-                                model.lm_head.weight)[0]
-    single = torch.autograd.grad(models.token_logprobs(model, batch.index(torch.arange(30))).sum(1)
-                                 .mean(), model.lm_head.weight)[0]
+    grads = torch.autograd.grad(
+        models.token_logprobs(model, batch).sum(1).mean(), model.lm_head.weight
+    )[0]
+    single = torch.autograd.grad(
+        models.token_logprobs(model, batch.index(torch.arange(30))).sum(1).mean(),
+        model.lm_head.weight,
+    )[0]
     assert grads.norm() < 0.35 * single.norm()  # shrinks with the root of the sample
 
 
@@ -205,8 +226,9 @@ def test_rloo_is_unbiased_on_a_bandit():
                 picks = torch.tensor([a, b, c])
                 advantages = O.rloo_advantages(reward[picks], torch.zeros(3, dtype=torch.long))
                 log_probs = logits.log_softmax(0)[picks][:, None]
-                loss = O.token_policy_loss(log_probs, log_probs, advantages,
-                                           torch.ones(3, 1, dtype=torch.bool), None)
+                loss = O.token_policy_loss(
+                    log_probs, log_probs, advantages, torch.ones(3, 1, dtype=torch.bool), None
+                )
                 total -= policy[picks].prod() * torch.autograd.grad(loss, logits)[0]
     torch.testing.assert_close(total, exact, atol=1e-7, rtol=0)
 
@@ -215,9 +237,11 @@ def test_rloo_is_unbiased_on_a_bandit():
 def test_masked_means_equal_loops(average):
     terms, _, _, mask = case()
     rows = [[terms[i, j].item() for j in range(5) if mask[i, j]] for i in range(6)]
-    expected = {"token": sum(map(sum, rows)) / sum(map(len, rows)),
-                "sequence": sum(sum(r) / len(r) for r in rows) / 6,
-                "constant": sum(map(sum, rows)) / (6 * 8)}[average]
+    expected = {
+        "token": sum(map(sum, rows)) / sum(map(len, rows)),
+        "sequence": sum(sum(r) / len(r) for r in rows) / 6,
+        "constant": sum(map(sum, rows)) / (6 * 8),
+    }[average]
     assert math.isclose(O.masked_mean(terms, mask, average, 8).item(), expected)
     poisoned = torch.where(mask, terms, torch.nan)
     assert math.isclose(O.masked_mean(poisoned, mask, average, 8).item(), expected)
@@ -234,8 +258,11 @@ def test_policy_loss_equals_loops_with_gradient(average, clip):
     total = 0.0
     for i in range(6):
         count = int(mask[i].sum())
-        weight = {"token": 1 / int(mask.sum()), "sequence": 1 / (6 * count),
-                  "constant": 1 / (6 * 5)}[average]
+        weight = {
+            "token": 1 / int(mask.sum()),
+            "sequence": 1 / (6 * count),
+            "constant": 1 / (6 * 5),
+        }[average]
         for j in range(count):
             a, ratio = advantages[i], (new[i, j] - old[i, j]).exp()
             if clip is None:
@@ -249,8 +276,15 @@ def test_policy_loss_equals_loops_with_gradient(average, clip):
     torch.testing.assert_close(*grads)
     assert (grads[0][~mask] == 0).all()
     noise = torch.where(mask, new, torch.nan)  # what lies off the mask does not matter
-    again = O.token_policy_loss(noise, torch.where(mask, old, torch.inf),
-                                advantages[:, None].expand(6, 5), mask, clip, average, 5)
+    again = O.token_policy_loss(
+        noise,
+        torch.where(mask, old, torch.inf),
+        advantages[:, None].expand(6, 5),
+        mask,
+        clip,
+        average,
+        5,
+    )
     torch.testing.assert_close(found, again)
 
 
@@ -258,8 +292,14 @@ def test_gradient_of_padded_batch_is_the_mean_of_single_gradients():
     model = small("llama")
     batch = sample(model, 1.0, seed=2)
     advantages = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0])
-    loss = O.token_policy_loss(models.token_logprobs(model, batch), batch.log_probs, advantages,
-                               batch.mask, 0.2, "sequence")
+    loss = O.token_policy_loss(
+        models.token_logprobs(model, batch),
+        batch.log_probs,
+        advantages,
+        batch.mask,
+        0.2,
+        "sequence",
+    )
     whole = torch.autograd.grad(loss, list(model.parameters()))
     parts = [torch.zeros_like(p) for p in model.parameters()]
     for i, prompt in enumerate(PROMPTS):
@@ -295,10 +335,16 @@ def test_whitening_counts_the_mask_only():
 
 def test_dpo_loss_by_hand_and_its_gradient_weight():
     chosen = torch.tensor([-2.0, -1.0], requires_grad=True)
-    rejected, ref_c, ref_r = torch.tensor([-3.0, -1.5]), torch.tensor([-2.5, -1.0]), torch.tensor([-2.0, -2.5])
+    rejected, ref_c, ref_r = (
+        torch.tensor([-3.0, -1.5]),
+        torch.tensor([-2.5, -1.0]),
+        torch.tensor([-2.0, -2.5]),
+    )
     margins = [0.5 * ((-2 + 3) - (-2.5 + 2)), 0.5 * ((-1 + 1.5) - (-1 + 2.5))]
     loss = O.dpo_loss(chosen, rejected, ref_c, ref_r, 0.5)
-    assert math.isclose(loss.item(), sum(math.log1p(math.exp(-m)) for m in margins) / 2, rel_tol=1e-6)
+    assert math.isclose(
+        loss.item(), sum(math.log1p(math.exp(-m)) for m in margins) / 2, rel_tol=1e-6
+    )
     grad = torch.autograd.grad(loss, chosen)[0]
     for g, m in zip(grad.tolist(), margins):
         assert math.isclose(g, -0.5 / (1 + math.exp(m)) / 2, rel_tol=1e-5)
@@ -317,13 +363,17 @@ def adapted(top=2):
 
 def step_on(model, parameters, batch, advantages, rate=0.05):
     optimizer = torch.optim.SGD(parameters, rate)
-    loss = O.token_policy_loss(models.token_logprobs(model, batch), batch.log_probs, advantages, batch.mask)
+    loss = O.token_policy_loss(
+        models.token_logprobs(model, batch), batch.log_probs, advantages, batch.mask
+    )
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("top, blocks", [(1, {3}), (2, {2, 3}), (9, {0, 1, 2, 3}), (None, {0, 1, 2, 3})])
+@pytest.mark.parametrize(
+    "top, blocks", [(1, {3}), (2, {2, 3}), (9, {0, 1, 2, 3}), (None, {0, 1, 2, 3})]
+)
 def test_only_the_top_blocks_learn(top, blocks):
     model, before, _, _, parameters = adapted(top=top)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -363,11 +413,12 @@ def test_a_saved_adapter_gives_the_same_logits_here_and_in_peft(tmp_path):
         assert torch.equal(fresh[0](batch.ids).logits, wanted)
         models.load_adapter(bare[0], tmp_path)
         assert torch.equal(bare[0](batch.ids).logits, wanted)
-        torch.testing.assert_close(PeftModel.from_pretrained(bare[1], tmp_path)(batch.ids).logits, wanted)
+        torch.testing.assert_close(
+            PeftModel.from_pretrained(bare[1], tmp_path)(batch.ids).logits, wanted
+        )
         assert not torch.equal(small("llama", 4)(batch.ids).logits, wanted)
     with pytest.raises(ValueError, match="other layers"):
         models.load_adapter(fresh[1], tmp_path)
-
 
 
 def test_lora_on_language_models_refuses_bad_requests():
@@ -391,8 +442,9 @@ def smollm2():
 
 
 def chat(tokenizer, text):
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
-                                         return_dict=True).input_ids
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=True
+    ).input_ids
 
 
 def test_smollm2_answers_and_its_replay_is_exact(smollm2):
@@ -403,7 +455,10 @@ def test_smollm2_answers_and_its_replay_is_exact(smollm2):
     ids, real = models.pad_left(rows, tokenizer.pad_token_id)
     end = tokenizer.eos_token_id
     batch = models.generate(model, ids, 10, gen(), 0.0, end, tokenizer.pad_token_id, real)
-    assert tokenizer.decode(batch.answers[0][batch.mask[0]]) == "The capital of France is Paris.<|im_end|>"
+    assert (
+        tokenizer.decode(batch.answers[0][batch.mask[0]])
+        == "The capital of France is Paris.<|im_end|>"
+    )
     drawn = models.generate(model, ids, 6, gen(1), 1.0, end, tokenizer.pad_token_id, real)
     with torch.no_grad():
         assert torch.equal(models.token_logprobs(model, drawn), drawn.log_probs)
@@ -413,7 +468,9 @@ def test_smollm2_answers_and_its_replay_is_exact(smollm2):
 def test_a_gguf_file_that_is_missing_torn_or_one_of_two_is_one_sentence(tmp_path, monkeypatch):
     for size in (b"GG", b"GGUF" + bytes(60)):
         (tmp_path / "a.gguf").write_bytes(size)
-        with pytest.raises(ValueError, match="cannot be read as a language model .*; check the folder"):
+        with pytest.raises(
+            ValueError, match="cannot be read as a language model .*; check the folder"
+        ):
             models.load_language_model(tmp_path)
     (tmp_path / "b.gguf").write_bytes(b"GG")
     with pytest.raises(ValueError, match="holds 2 .gguf files"):

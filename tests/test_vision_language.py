@@ -72,9 +72,13 @@ def test_captions_say_what_is_there():
         things = sorted((s.kind, s.color) for s in scene.stickers)
         assert things == sorted((g.kind, g.color) for g in prompt.groups for _ in range(g.count))
         if prompt.relation:
-            a, b = (next(s for s in scene.stickers if (s.kind, s.color) == (g.kind, g.color))
-                    for g in prompt.groups)
-            along, across = (b.x - a.x, b.y - a.y) if prompt.relation == "left of" else (b.y - a.y, b.x - a.x)
+            a, b = (
+                next(s for s in scene.stickers if (s.kind, s.color) == (g.kind, g.color))
+                for g in prompt.groups
+            )
+            along, across = (
+                (b.x - a.x, b.y - a.y) if prompt.relation == "left of" else (b.y - a.y, b.x - a.x)
+            )
             assert along >= 14 and abs(across) <= 0.7 * along
         elif len(scene.stickers) == len(prompt.groups) == 2:  # askew: neither beside nor above
             gaps = sorted(abs(np.subtract(*[(s.x, s.y) for s in scene.stickers])))
@@ -90,7 +94,9 @@ def test_a_stated_relation_is_never_lost():
     for prompt, scene in zip(prompts, sample_scenes(prompts, generator)):
         said = Q.caption_of(scene)
         groups = prompt.groups[::-1] if prompt.relation in turned else prompt.groups
-        assert said.relation == turned.get(prompt.relation, prompt.relation) and said.groups == groups
+        assert (
+            said.relation == turned.get(prompt.relation, prompt.relation) and said.groups == groups
+        )
 
 
 def true_answer(question, scene):
@@ -105,7 +111,10 @@ def true_answer(question, scene):
     if match := re.fullmatch(r"(?:is|are) there (\w+) (\w+) (\w+?)s? \?", question):
         count = sum(s.color == match[2] and s.kind == match[3] for s in scene.stickers)
         return count == NUMBERS.index(match[1]) + 1
-    asked, own = parse(re.fullmatch(r"does the picture show (.+) \?", question)[1]), Q.caption_of(scene)
+    asked, own = (
+        parse(re.fullmatch(r"does the picture show (.+) \?", question)[1]),
+        Q.caption_of(scene),
+    )
     return asked == own
 
 
@@ -124,11 +133,17 @@ def test_reasons_agree_with_the_look():
         for name, value in zip(LOOKS, scene.look):
             assert Q.thought(scene, name).startswith(f"{name}: {Q.level(value)} because ")
         if Q.level(scene.look[3]) != "high":
-            area = np.array([s.size ** 2 for s in scene.stickers])
-            off = (np.array([(s.x, s.y) for s in scene.stickers]) * area[:, None]).sum(0) / area.sum() - 32
+            area = np.array([s.size**2 for s in scene.stickers])
+            off = (np.array([(s.x, s.y) for s in scene.stickers]) * area[:, None]).sum(
+                0
+            ) / area.sum() - 32
             side = Q.thought(scene, "balance").split()[-1]
-            assert {"left": -off[0], "right": off[0], "up": -off[1], "down": off[1]}[side] == np.abs(off).max()
-    assert [Q.level(v) for v in (0.0, 0.349, 0.35, 0.649, 0.65, 1.0)] == ["low"] * 2 + ["medium"] * 2 + ["high"] * 2
+            assert {"left": -off[0], "right": off[0], "up": -off[1], "down": off[1]}[
+                side
+            ] == np.abs(off).max()
+    assert [Q.level(v) for v in (0.0, 0.349, 0.35, 0.649, 0.65, 1.0)] == ["low"] * 2 + [
+        "medium"
+    ] * 2 + ["high"] * 2
     assert Q.answer("x", 0.625) == "<think> x </think> <answer> score: 0.62 </answer>"
 
 
@@ -160,7 +175,10 @@ REQUESTS = ("describe the picture", "is there a red cat ?", "score the contrast"
 
 def answers(model, processor, group=3, seed=0, new=9):
     """Answers of an untrained model; those that hold an <image> token, which a plain pass refuses, are redrawn."""
-    views, generator = V.make_views(model, processor, render(some_scenes(3, 6)), REQUESTS), gen(seed)
+    views, generator = (
+        V.make_views(model, processor, render(some_scenes(3, 6)), REQUESTS),
+        gen(seed),
+    )
     while True:
         batch = V.answer_views(model, views, new, generator, 1.0, training.END, training.PAD, group)
         if not (batch.answers == training.IMAGE).any():
@@ -170,10 +188,14 @@ def answers(model, processor, group=3, seed=0, new=9):
 def plain_logprobs(model, views, batch):
     """One full pass without a cache; the positions of left-padded rows are their own."""
     group = len(batch.ids) // len(views)
-    out = model(input_ids=batch.ids, attention_mask=batch.real.long(), use_cache=False,
-                position_ids=(batch.real.long().cumsum(1) - 1).clamp(min=0),
-                pixel_values=views.inputs["pixel_values"].repeat_interleave(group, 0))
-    steps = out.logits[:, batch.width - 1:-1].log_softmax(-1)
+    out = model(
+        input_ids=batch.ids,
+        attention_mask=batch.real.long(),
+        use_cache=False,
+        position_ids=(batch.real.long().cumsum(1) - 1).clamp(min=0),
+        pixel_values=views.inputs["pixel_values"].repeat_interleave(group, 0),
+    )
+    steps = out.logits[:, batch.width - 1 : -1].log_softmax(-1)
     return torch.where(batch.mask, steps.gather(2, batch.answers[..., None])[..., 0], 0.0)
 
 
@@ -198,7 +220,9 @@ def test_gradients_pass_through_the_shared_request(model, processor):
     assert found[0].keys() == found[1].keys()
     assert any("vision_tower" in n for n in found[0])
     for name, grad in found[0].items():
-        torch.testing.assert_close(grad, found[1][name], rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 1e-7)
+        torch.testing.assert_close(
+            grad, found[1][name], rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 1e-7
+        )
 
 
 def test_the_first_update_has_ratio_one(model, processor):
@@ -219,11 +243,13 @@ def test_same_seed_same_answers_and_each_view_its_own(model, processor):
     assert not torch.equal(one.ids, other.ids)
     greedy = V.answer_views(model, views, 9, gen(), 0.0, training.END, training.PAD)
     for i in range(3):  # padding and neighbors change nothing
-        alone = V.make_views(model, processor, render(some_scenes(3, 6))[i:i + 1], REQUESTS[i])
+        alone = V.make_views(model, processor, render(some_scenes(3, 6))[i : i + 1], REQUESTS[i])
         single = V.answer_views(model, alone, 9, gen(), 0.0, training.END, training.PAD)
-        assert V.answer_texts(processor, single) == V.answer_texts(processor, greedy)[i:i + 1]
+        assert V.answer_texts(processor, single) == V.answer_texts(processor, greedy)[i : i + 1]
         width = single.log_probs.shape[1]
-        torch.testing.assert_close(single.log_probs[0], greedy.log_probs[i, :width], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            single.log_probs[0], greedy.log_probs[i, :width], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_an_answer_stops_behind_its_end_token(model, processor):
@@ -252,7 +278,10 @@ def test_frozen_views_give_the_same_answers_and_no_gradient_to_the_picture(model
     views = V.make_views(model, processor, render(some_scenes(3, 6)), REQUESTS[0])
     frozen = V.freeze_views(model, views, words=4, chunk=2)
     assert set(frozen.inputs) == {"keys", "values"} and frozen.inputs["keys"].shape[3] == 64
-    one, two = (V.answer_views(model, v, 6, gen(4), 1.0, training.END, training.PAD, 3) for v in (views, frozen))
+    one, two = (
+        V.answer_views(model, v, 6, gen(4), 1.0, training.END, training.PAD, 3)
+        for v in (views, frozen)
+    )
     assert torch.equal(one.ids, two.ids)
     torch.testing.assert_close(two.log_probs, one.log_probs, rtol=1e-4, atol=1e-4)
     now = V.answer_logprobs(model, frozen, two)
@@ -261,7 +290,9 @@ def test_frozen_views_give_the_same_answers_and_no_gradient_to_the_picture(model
     got = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     model.zero_grad(set_to_none=True)
     assert "lm_head.weight" in got and not any("vision_tower" in n or "projector" in n for n in got)
-    sub = V.answer_logprobs(model, frozen.index(torch.tensor([2, 0])), two.index(torch.tensor([6, 7, 8, 0, 1, 2])))
+    sub = V.answer_logprobs(
+        model, frozen.index(torch.tensor([2, 0])), two.index(torch.tensor([6, 7, 8, 0, 1, 2]))
+    )
     torch.testing.assert_close(sub, one.log_probs[[6, 7, 8, 0, 1, 2]], rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="equal length"):
         V.freeze_views(model, answers(model, processor)[0])
@@ -274,14 +305,20 @@ def test_given_answers_are_read_back(model, processor):
     assert V.answer_texts(processor, batch) == texts
     assert batch.answers[batch.mask].tolist().count(training.END) == 3
     expected = plain_logprobs(model, views, batch)
-    torch.testing.assert_close(V.answer_logprobs(model, views, batch), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        V.answer_logprobs(model, views, batch), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_probability_of_yes_is_the_two_way_share(model, processor):
     views = V.make_views(model, processor, render(some_scenes(2, 8)), REQUESTS[1])
-    logits = model(input_ids=views.ids, attention_mask=views.real.long(), **views.inputs).logits[:, -1]
+    logits = model(input_ids=views.ids, attention_mask=views.real.long(), **views.inputs).logits[
+        :, -1
+    ]
     yes, no = (logits[:, Q.vocabulary().index(w)].exp() for w in ("yes", "no"))
-    torch.testing.assert_close(V.yes_probability(model, processor, views), yes / (yes + no), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        V.yes_probability(model, processor, views), yes / (yes + no), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bad_input_is_told(model, processor):
@@ -302,7 +339,9 @@ def test_bad_input_is_told(model, processor):
 # ---- the committed model
 
 
-@pytest.mark.skipif(not (MODELS / "vision_language").is_dir(), reason="the model is not trained yet")
+@pytest.mark.skipif(
+    not (MODELS / "vision_language").is_dir(), reason="the model is not trained yet"
+)
 def test_committed_model_is_as_good_as_its_card_says():
     model, processor = V.load_vision_language()
     assert type(model).__name__ == "LlavaForConditionalGeneration"

@@ -36,8 +36,11 @@ def resolved(**changes):
 
 
 def started(folder, profile="default"):
-    return wb.start(resolved(out_dir=str(folder), profile=profile), "DDPO",
-                    {"title": "T", "year": 2023, "arxiv": "2305.13301"})
+    return wb.start(
+        resolved(out_dir=str(folder), profile=profile),
+        "DDPO",
+        {"title": "T", "year": 2023, "arxiv": "2305.13301"},
+    )
 
 
 # --- parameters
@@ -55,22 +58,34 @@ def test_presets_fill_none_and_given_values_win():
         p.steps = 3
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    ({"setps": 3}, "unknown parameter `setps` (did you mean `steps`?); this notebook has profile"),
-    ({"steps": "ten"}, "`steps` must be an int, but it is 'ten' (str)"),
-    ({"steps": True}, "`steps` must be an int, but it is True (bool)"),
-    ({"steps": 3.0}, "`steps` must be an int, but it is 3.0 (float)"),
-    ({"steps": 0}, "`steps` must be at least 1, but it is 0"),
-    ({"clip": 2.0}, "`clip` must be between 1e-06 and 1.0, but it is 2.0"),
-    ({"clip": float("nan")}, "`clip` must be a finite number, but it is nan"),
-    ({"reward": "thruth"}, "`reward` must be truth or warmth, but it is 'thruth' (did you mean"),
-    ({"profile": "quik"}, "unknown profile `quik` (did you mean `quick`?); choose quick, default"),
-    ({"device": "cuda:99"}, "device `cuda:99` is not there; use device='auto' or device='cpu'"),
-    ({"device": "gpu"}, "unknown device `gpu`"),
-    ({"n_seeds": 0}, "`n_seeds` must be between 1 and 1000, but it is 0"),
-    ({"seed": -1}, "`seed` must be between 0 and 2147483647, but it is -1"),
-    ({"reward": None}, "`reward` is None and profile `default` has no preset for it"),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            {"setps": 3},
+            "unknown parameter `setps` (did you mean `steps`?); this notebook has profile",
+        ),
+        ({"steps": "ten"}, "`steps` must be an int, but it is 'ten' (str)"),
+        ({"steps": True}, "`steps` must be an int, but it is True (bool)"),
+        ({"steps": 3.0}, "`steps` must be an int, but it is 3.0 (float)"),
+        ({"steps": 0}, "`steps` must be at least 1, but it is 0"),
+        ({"clip": 2.0}, "`clip` must be between 1e-06 and 1.0, but it is 2.0"),
+        ({"clip": float("nan")}, "`clip` must be a finite number, but it is nan"),
+        (
+            {"reward": "thruth"},
+            "`reward` must be truth or warmth, but it is 'thruth' (did you mean",
+        ),
+        (
+            {"profile": "quik"},
+            "unknown profile `quik` (did you mean `quick`?); choose quick, default",
+        ),
+        ({"device": "cuda:99"}, "device `cuda:99` is not there; use device='auto' or device='cpu'"),
+        ({"device": "gpu"}, "unknown device `gpu`"),
+        ({"n_seeds": 0}, "`n_seeds` must be between 1 and 1000, but it is 0"),
+        ({"seed": -1}, "`seed` must be between 0 and 2147483647, but it is -1"),
+        ({"reward": None}, "`reward` is None and profile `default` has no preset for it"),
+    ],
+)
 def test_parameter_errors_are_one_sentence(changes, sentence):
     with pytest.raises(wb.ParameterError) as error:
         resolved(**changes)
@@ -90,8 +105,12 @@ def test_presets_of_profiles_must_agree():
     with pytest.raises(wb.ParameterError, match="presets differ in n_eval"):
         wb.parameters(namespace(), "98_trial", {"quick": {"n_eval": 1}, "default": {}})
     with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
-        wb.parameters(namespace(), "98_trial", {"default": {"steps": 5}, "full": {"steps": 0}},
-                      {"steps": (1, None)})
+        wb.parameters(
+            namespace(),
+            "98_trial",
+            {"default": {"steps": 5}, "full": {"steps": 0}},
+            {"steps": (1, None)},
+        )
 
 
 TABLE = """
@@ -110,28 +129,47 @@ def test_a_table_gives_presets_and_ranges():
     assert presets == {
         "quick": {"steps": 2, "clip": 0.2, "reward": "truth", "model": "7", "n_eval": 4},
         "default": {"steps": 10, "clip": 1.0, "reward": "truth", "model": "a/b", "n_eval": 8},
-        "full": {"steps": 99, "clip": 0.2, "reward": "truth", "model": "a b", "n_eval": [1, 2]}}
+        "full": {"steps": 99, "clip": 0.2, "reward": "truth", "model": "a b", "n_eval": [1, 2]},
+    }
     assert type(presets["default"]["clip"]) is float
-    assert ranges == {"steps": (1, None), "clip": (1e-6, 1), "reward": ["truth", "warmth"],
-                      "model": "folder or hub id"}
+    assert ranges == {
+        "steps": (1, None),
+        "clip": (1e-6, 1),
+        "reward": ["truth", "warmth"],
+        "model": "folder or hub id",
+    }
     p = wb.parameters(namespace(profile="quick", clip=None), "98_trial", table=TABLE)
     assert (p.steps, p.clip, p.n_eval, p.model, p.seeds) == (2, 0.2, 4, 7, [0])
-    for changes, sentence in (({"steps": 0}, "`steps` must be at least 1"),
-                              ({"reward": "thruth"}, "`reward` must be truth or warmth"),
-                              ({"clip": 2.0}, "`clip` must be between 1e-06 and 1, but it is 2.0")):
+    for changes, sentence in (
+        ({"steps": 0}, "`steps` must be at least 1"),
+        ({"reward": "thruth"}, "`reward` must be truth or warmth"),
+        ({"clip": 2.0}, "`clip` must be between 1e-06 and 1, but it is 2.0"),
+    ):
         with pytest.raises(wb.ParameterError, match=sentence):
             wb.parameters(namespace(**changes), "98_trial", table=TABLE)
 
 
-@pytest.mark.parametrize("table, sentence", [
-    ("quick  full\nsteps  1 2", "row `steps` of the table has 1 cells for 2 profiles"),
-    ("quick  full\nsteps  1  2  3", "has 3 cells for 2 profiles: keep columns apart by two spaces"),
-    ("quick  range  full\nsteps  1  2  3", "the table starts with a line of profiles"),
-    ("quick  full\nsteps  1  2\nsteps  1  2", "the table has two rows `steps`"),
-    ("quick  full\nclip  1  1\nreward  a  a\nsteps  1  many", "`steps` must be an int, but it is 'many' (str)"),
-    ("quick  full  range\nclip  1  1\nreward  a  a\nsteps  1  9  1..5", "`steps` must be between 1 and 5, but it is 9"),
-    ("", "needs the presets of each profile, best as a table"),
-])
+@pytest.mark.parametrize(
+    "table, sentence",
+    [
+        ("quick  full\nsteps  1 2", "row `steps` of the table has 1 cells for 2 profiles"),
+        (
+            "quick  full\nsteps  1  2  3",
+            "has 3 cells for 2 profiles: keep columns apart by two spaces",
+        ),
+        ("quick  range  full\nsteps  1  2  3", "the table starts with a line of profiles"),
+        ("quick  full\nsteps  1  2\nsteps  1  2", "the table has two rows `steps`"),
+        (
+            "quick  full\nclip  1  1\nreward  a  a\nsteps  1  many",
+            "`steps` must be an int, but it is 'many' (str)",
+        ),
+        (
+            "quick  full  range\nclip  1  1\nreward  a  a\nsteps  1  9  1..5",
+            "`steps` must be between 1 and 5, but it is 9",
+        ),
+        ("", "needs the presets of each profile, best as a table"),
+    ],
+)
 def test_faults_of_a_table_are_one_sentence(table, sentence):
     with pytest.raises(wb.ParameterError) as error:
         wb.parameters(namespace(profile="quick"), "98_trial", table=table)
@@ -154,8 +192,14 @@ def test_declared_reads_the_table_and_types_by_their_syntax(tmp_path):
     assert wb.check_overrides(found, {"profile": "quick", "reward": "warmth"})["steps"] == 2
     with pytest.raises(wb.ParameterError, match="`steps` must be at least 1"):
         wb.check_overrides(found, {"steps": 0, "reward": "warmth"})
-    with pytest.raises(wb.ParameterError, match="`steps` must be a literal in the parameters cell, not 2"):
-        wb.declared(written(tmp_path / "b.ipynb", CELL.replace("steps: int = None", "steps: int = 2 * 3"), call))
+    with pytest.raises(
+        wb.ParameterError, match="`steps` must be a literal in the parameters cell, not 2"
+    ):
+        wb.declared(
+            written(
+                tmp_path / "b.ipynb", CELL.replace("steps: int = None", "steps: int = 2 * 3"), call
+            )
+        )
     with pytest.raises(wb.ParameterError, match="has no cell tagged `parameters`"):
         wb.declared(written(tmp_path / "c.ipynb", "", call))
 
@@ -165,13 +209,17 @@ def test_mistyped_names_of_the_parameters_cell_are_told():
     typo = CELL.replace("clip:", "clipp:")
     space, kinds = {}, "the parameters cell names `clipp`"
     exec(typo, space)
-    with pytest.raises(wb.ParameterError, match=kinds + ", which has no row .* .did you mean `clip`"):
+    with pytest.raises(
+        wb.ParameterError, match=kinds + ", which has no row .* .did you mean `clip`"
+    ):
         wb.parameters(space, "98_trial", table="default  range\nsteps  1\nclip  0.1\nreward  truth")
     with pytest.raises(wb.ParameterError, match=kinds + "; write `clip`"):
         wb.parameters(space, "98_trial", {"default": {"steps": 1}}, {"clip": (0, 1)})
     live = namespace(steps=5)
     live["In"] = ["", CELL.replace("steps: int = None", "steps = 5")]
-    with pytest.raises(wb.ParameterError, match="sets `steps` without its type, which would be ignored"):
+    with pytest.raises(
+        wb.ParameterError, match="sets `steps` without its type, which would be ignored"
+    ):
         wb.parameters(live, "98_trial", PRESETS)
 
 
@@ -181,19 +229,23 @@ def test_a_parameter_error_shows_its_sentence_alone_in_a_notebook():
 
 @pytest.fixture
 def notebook(tmp_path):
-    call = ("from rlgenkit import workbook as wb\n"
-            f"p = wb.parameters(globals(), notebook='98_trial', presets={PRESETS}, ranges={RANGES})")
-    rest = ["run = wb.start(p)\nwb.show(wb.lines({'a': [0, 1, 4]}, 'step', 'reward'),"
-            " caption='Rise.')",
-            "wb.explore(lambda k: wb.lines({'a': [0, k]}, 'x', 'y'), 'Slope', k=[2, 3])\n"
-            "labels = wb.label_pairs(*[__import__('torch').zeros(2, 3, 4, 4)] * 2,"
-            " lambda a, b: a.mean((1, 2, 3)))\n"
-            "guess = wb.predict('Up or down?', ['up', 'down'], 0, 'It climbs.')",
-            "for step in run.steps(2, 'a'):\n    run.log(step, reward=step)\nrun.finish()",
-            "import sys\nprint('heavy:', {'diffusers', 'transformers'} & set(sys.modules))"]
+    call = (
+        "from rlgenkit import workbook as wb\n"
+        f"p = wb.parameters(globals(), notebook='98_trial', presets={PRESETS}, ranges={RANGES})"
+    )
+    rest = [
+        "run = wb.start(p)\nwb.show(wb.lines({'a': [0, 1, 4]}, 'step', 'reward'), caption='Rise.')",
+        "wb.explore(lambda k: wb.lines({'a': [0, k]}, 'x', 'y'), 'Slope', k=[2, 3])\n"
+        "labels = wb.label_pairs(*[__import__('torch').zeros(2, 3, 4, 4)] * 2,"
+        " lambda a, b: a.mean((1, 2, 3)))\n"
+        "guess = wb.predict('Up or down?', ['up', 'down'], 0, 'It climbs.')",
+        "for step in run.steps(2, 'a'):\n    run.log(step, reward=step)\nrun.finish()",
+        "import sys\nprint('heavy:', {'diffusers', 'transformers'} & set(sys.modules))",
+    ]
     book = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(s) for s in [CELL, call, *rest]],
-        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}})
+        metadata={"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
+    )
     book.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(book, tmp_path / "nb.ipynb")
     return tmp_path / "nb.ipynb"
@@ -215,8 +267,9 @@ def test_declared_checks_before_any_work(notebook):
 def test_headless_notebook_has_alt_text_and_no_widgets(notebook, tmp_path):
     import papermill
 
-    done = papermill.execute_notebook(str(notebook), None, {"out_dir": str(tmp_path / "run")},
-                                      progress_bar=False, cwd=os.getcwd())
+    done = papermill.execute_notebook(
+        str(notebook), None, {"out_dir": str(tmp_path / "run")}, progress_bar=False, cwd=os.getcwd()
+    )
     outputs = [o for cell in done.cells for o in cell.get("outputs", [])]
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 2 and "widgets" not in done.metadata
@@ -300,8 +353,10 @@ def drawn(picture):
     return picture.figure
 
 
-@pytest.mark.parametrize("low, high", [(32, 240), (2, 16), (0.07, 0.65), (1.1, 1.4), (2, 4.9),
-                                       (3e-4, 0.08), (1, 1e4), (1e-2, 1e14)])
+@pytest.mark.parametrize(
+    "low, high",
+    [(32, 240), (2, 16), (0.07, 0.65), (1.1, 1.4), (2, 4.9), (3e-4, 0.08), (1, 1e4), (1e-2, 1e14)],
+)
 @pytest.mark.parametrize("log", ["x", "y"])
 def test_labels_of_a_log_axis_never_collide(log, low, high):
     values = np.geomspace(low, high, 9)
@@ -313,7 +368,9 @@ def test_labels_of_a_log_axis_never_collide(log, low, high):
     assert len(shown) >= 2 and not any(t.get_text() for t in axis.get_ticklabels(minor=True))
     spans = [t.get_window_extent() for t in shown]
     for k, one in enumerate(spans):
-        assert not any(one.overlaps(other) for other in spans[k + 1:]), [t.get_text() for t in shown]
+        assert not any(one.overlaps(other) for other in spans[k + 1 :]), [
+            t.get_text() for t in shown
+        ]
     if high < 100 * low:
         assert all(float(t.get_text()) for t in shown)  # plain numbers, no powers of ten
 
@@ -344,12 +401,20 @@ def test_numbers_in_a_matrix_are_plain_and_zero_has_no_sign():
 
 def test_many_labels_stand_off_the_data_and_pictures_keep_their_size():
     names = [f"method number {k}" for k in range(6)]
-    mixed = ["preference", "similarity", "ensemble", "ensemble + guard", "ensemble + half guard",
-             "guard alone"]
-    for picture in (wb.lines({n: np.ones(5) for n in names}, "x", "y"),
-                    wb.frontier({n: ([0, 1], [0, 1]) for n in mixed}, "x", "y"),
-                    wb.scatter({n: ([0.0, 1, 2], [0.0, 1, 2]) for n in names}, "x", "y"),
-                    wb.three_curves({n: {"r": np.ones((2, 5))} for n in names}, ["r"], ["proxy"])):
+    mixed = [
+        "preference",
+        "similarity",
+        "ensemble",
+        "ensemble + guard",
+        "ensemble + half guard",
+        "guard alone",
+    ]
+    for picture in (
+        wb.lines({n: np.ones(5) for n in names}, "x", "y"),
+        wb.frontier({n: ([0, 1], [0, 1]) for n in mixed}, "x", "y"),
+        wb.scatter({n: ([0.0, 1, 2], [0.0, 1, 2]) for n in names}, "x", "y"),
+        wb.three_curves({n: {"r": np.ones((2, 5))} for n in names}, ["r"], ["proxy"]),
+    ):
         figure = drawn(picture)
         (legend,) = figure.legends
         frame, area = legend.get_window_extent(), figure.axes[0].get_window_extent()
@@ -387,11 +452,16 @@ def advantage(r):
 def exercise():
     return wb.Check(
         reference=lambda r, v: (advantage(r).detach() * v).mean(),
-        inputs=lambda g: [torch.randn(6, generator=g, requires_grad=True),
-                          torch.randn(6, generator=g, requires_grad=True)],
-        wrong={"the sign is turned": lambda r, v: -(advantage(r).detach() * v).mean(),
-               "detach the advantage": lambda r, v: (advantage(r) * v).mean(),
-               "mean, not sum": lambda r, v: (advantage(r).detach() * v).sum()})
+        inputs=lambda g: [
+            torch.randn(6, generator=g, requires_grad=True),
+            torch.randn(6, generator=g, requires_grad=True),
+        ],
+        wrong={
+            "the sign is turned": lambda r, v: -(advantage(r).detach() * v).mean(),
+            "detach the advantage": lambda r, v: (advantage(r) * v).mean(),
+            "mean, not sum": lambda r, v: (advantage(r).detach() * v).sum(),
+        },
+    )
 
 
 def test_exercise_hints(exercise, capsys):
@@ -406,8 +476,11 @@ def test_exercise_hints(exercise, capsys):
     assert exercise.outcome(stub).status == exercise.outcome(lambda r, v: None).status == "not yet"
     assert "raised TypeError" in exercise.outcome(lambda r: r).message
     said = exercise.outcome(lambda r, v: v).message
-    assert said == "not quite: it returns 6 numbers in a row, expected a single number: a mean or a sum " \
+    assert (
+        said
+        == "not quite: it returns 6 numbers in a row, expected a single number: a mean or a sum "
         "is missing at the end"
+    )
     assert "it is 0, expected" in exercise.outcome(lambda r, v: torch.zeros(())).message
     wb.check("01.2", stub, exercise)
     assert capsys.readouterr().out.startswith("Exercise 01.2: not yet")
@@ -415,13 +488,17 @@ def test_exercise_hints(exercise, capsys):
 
 def test_a_mistake_the_inputs_cannot_see_is_refused():
     with pytest.raises(ValueError, match="do not tell the mistake 'mean'"):
-        wb.Check(lambda x: x.sum(), lambda g: [torch.randn(1, generator=g)],
-                 {"mean": lambda x: x.mean()})
+        wb.Check(
+            lambda x: x.sum(), lambda g: [torch.randn(1, generator=g)], {"mean": lambda x: x.mean()}
+        )
 
 
 def test_labels_fall_back_to_the_annotator():
-    labels = wb.label_pairs(torch.ones(3, 3, 4, 4), torch.zeros(3, 3, 4, 4),
-                            lambda a, b: (a.mean((1, 2, 3)) > b.mean((1, 2, 3))).float())
+    labels = wb.label_pairs(
+        torch.ones(3, 3, 4, 4),
+        torch.zeros(3, 3, 4, 4),
+        lambda a, b: (a.mean((1, 2, 3)) > b.mean((1, 2, 3))).float(),
+    )
     assert labels.values().tolist() == [1, 1, 1] and np.isnan(labels.agreement())
     labels.clicked.update({0: 1.0, 2: 0.0})
     assert labels.values().tolist() == [1, 1, 0] and labels.agreement() == 0.5

@@ -10,10 +10,33 @@ from scipy import ndimage
 
 from rlgenkit.worlds import looks
 from rlgenkit.worlds.scenes import BALANCE_RANGE, GRID, hue_errors
-from rlgenkit.worlds import (COLORS, KINDS, LOOKS, SHAPES, WORDS, Group, Reading, Scene, Sticker,
-                             balance_of, caption, check, cyclic_probability, edit_distance, parse,
-                             prefer, preference_probability, rate, render, sample_prompts,
-                             sample_scenes, split_of, utilities, with_look, words)
+from rlgenkit.worlds import (
+    COLORS,
+    KINDS,
+    LOOKS,
+    SHAPES,
+    WORDS,
+    Group,
+    Reading,
+    Scene,
+    Sticker,
+    balance_of,
+    caption,
+    check,
+    cyclic_probability,
+    edit_distance,
+    parse,
+    prefer,
+    preference_probability,
+    rate,
+    render,
+    sample_prompts,
+    sample_scenes,
+    split_of,
+    utilities,
+    with_look,
+    words,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -37,7 +60,10 @@ def test_captions_outside_the_grammar_name_the_word():
 
 
 def test_splits_do_not_share_captions_or_pairs():
-    drawn = {s: sample_prompts(300, split=s, generator=generator(1)) for s in ("train", "test", "heldout")}
+    drawn = {
+        s: sample_prompts(300, split=s, generator=generator(1))
+        for s in ("train", "test", "heldout")
+    }
     for name, prompts in drawn.items():
         assert {split_of(p) for p in prompts} == {name}
     seen = {(g.kind, g.color) for p in drawn["train"] for g in p.groups}
@@ -57,14 +83,24 @@ def test_scenes_fulfill_their_prompts_exactly():
             assert "".join(s.kind for s in sorted(scene.stickers, key=lambda s: s.x)) == prompt.word
             continue
         for group in prompt.groups:
-            assert sum((s.kind, s.color) == (group.kind, group.color) for s in scene.stickers) == group.count
+            assert (
+                sum((s.kind, s.color) == (group.kind, group.color) for s in scene.stickers)
+                == group.count
+            )
         if prompt.relation:
             a, b = scene.stickers[:2]
-            gap = {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}
+            gap = {
+                "left of": b.x - a.x,
+                "right of": a.x - b.x,
+                "above": b.y - a.y,
+                "below": a.y - b.y,
+            }
             assert gap[prompt.relation] >= 13.9
         for a, b in itertools.combinations(scene.stickers, 2):
             assert math.dist((a.x, a.y), (b.x, b.y)) >= 0.99 * (a.size + b.size) / 2
-        assert all(s.size / 2 <= min(s.x, s.y) and max(s.x, s.y) <= 64 - s.size / 2 for s in scene.stickers)
+        assert all(
+            s.size / 2 <= min(s.x, s.y) and max(s.x, s.y) <= 64 - s.size / 2 for s in scene.stickers
+        )
 
 
 def test_same_generator_same_pixels():
@@ -86,25 +122,37 @@ def test_rendered_ball_has_the_right_area_place_and_color():
     assert image[:, 40, 20].argmax() == 2
 
 
-@pytest.mark.parametrize("name,measure", [
-    ("contrast", lambda x, e: (x - e).abs().sum()),
-    ("saturation", lambda x, e: (x.amax(0) - x.amin(0)).mean()),
-    ("clutter", lambda x, e: (x - x.median(2, keepdim=True).values).abs()[:, :20].gt(0.05).float().mean()),
-])
+@pytest.mark.parametrize(
+    "name,measure",
+    [
+        ("contrast", lambda x, e: (x - e).abs().sum()),
+        ("saturation", lambda x, e: (x.amax(0) - x.amin(0)).mean()),
+        (
+            "clutter",
+            lambda x, e: (
+                (x - x.median(2, keepdim=True).values).abs()[:, :20].gt(0.05).float().mean()
+            ),
+        ),
+    ],
+)
 def test_each_look_moves_its_own_measure(name, measure):
     scene = plain(Sticker("star", "red", 32.0, 40.0, 26.0), background="mint")
     values = []
     for level in (0.0, 0.5, 1.0):
         low = with_look(scene, name, level)
-        values.append(float(measure(render([low])[0], render([Scene((), low.background, low.look)])[0])))
+        values.append(
+            float(measure(render([low])[0], render([Scene((), low.background, low.look)])[0]))
+        )
     assert values[0] < values[1] < values[2]
 
 
 def test_harmony_is_the_distance_from_the_palette_color():
     scene = plain(Sticker("ball", "red", 32.0, 32.0, 30.0), look=(1, 0.7333, 1, 1, 0))
     pure = render([scene])[0][:, 32, 32]
-    distance = [(render([with_look(scene, "harmony", h)])[0][:, 32, 32] - pure).norm().item()
-                for h in (1.0, 0.5, 0.0)]
+    distance = [
+        (render([with_look(scene, "harmony", h)])[0][:, 32, 32] - pure).norm().item()
+        for h in (1.0, 0.5, 0.0)
+    ]
     assert distance[0] == 0 < distance[1] < distance[2]
 
 
@@ -130,29 +178,55 @@ def reading(stickers: list[tuple[str, str, float, float]], background: int = 0) 
     color = torch.tensor([[COLORS.index(c) for _, c, *_ in stickers]]).reshape(1, -1)
     xy = torch.tensor([[(x, y) for *_, x, y in stickers]]).reshape(1, -1, 2)
     shape = kind.shape
-    return Reading(kind.long(), color.long(), xy.float(), torch.full(shape, 20.0), torch.ones(shape),
-                   torch.ones(shape, dtype=torch.bool), torch.tensor([background]),
-                   torch.zeros(1, 5), torch.zeros(1, 4))
+    return Reading(
+        kind.long(),
+        color.long(),
+        xy.float(),
+        torch.full(shape, 20.0),
+        torch.ones(shape),
+        torch.ones(shape, dtype=torch.bool),
+        torch.tensor([background]),
+        torch.zeros(1, 5),
+        torch.zeros(1, 4),
+    )
 
 
 CAT, STAR = ("cat", "red", 20.0, 20.0), ("star", "blue", 44.0, 22.0)
 
 
-@pytest.mark.parametrize("text,seen,expected", [
-    ("a red cat", [CAT], {"kind_color": 1, "count": 1, "correct": 1, "partial": 1}),
-    ("a red cat", [CAT, STAR], {"kind_color": 1, "count": 1, "correct": 0}),
-    ("a red cat", [STAR], {"kind_color": 0, "count": 0, "correct": 0, "partial": 0}),
-    ("three red cats", [CAT, CAT], {"kind_color": 1, "count": 2 / 3, "correct": 0}),
-    ("two red cats", [CAT] * 5, {"count": 0}),
-    ("a red cat left of a blue star", [CAT, STAR], {"relation": 1, "correct": 1, "partial": 1}),
-    ("a red cat right of a blue star", [CAT, STAR], {"relation": 0, "correct": 0, "partial": 2 / 3}),
-    ("a red cat above a blue star", [CAT, STAR], {"relation": 0}),  # only 2 px apart
-    ("a red cat and a blue star", [("cat", "blue", 1, 1), ("star", "red", 9, 9)], {"kind_color": 0}),
-    ("a red cat on a sky background", [CAT], {"background": 0, "correct": 0, "partial": 2 / 3}),
-    ('the word "TEA" in red', [("A", "red", 50, 9), ("T", "red", 10, 9), ("E", "red", 30, 9)],
-     {"word": 1, "correct": 1}),
-    ('the word "TEA" in red', [("T", "red", 10, 9), ("E", "red", 30, 9)], {"word": 2 / 3, "correct": 0}),
-])
+@pytest.mark.parametrize(
+    "text,seen,expected",
+    [
+        ("a red cat", [CAT], {"kind_color": 1, "count": 1, "correct": 1, "partial": 1}),
+        ("a red cat", [CAT, STAR], {"kind_color": 1, "count": 1, "correct": 0}),
+        ("a red cat", [STAR], {"kind_color": 0, "count": 0, "correct": 0, "partial": 0}),
+        ("three red cats", [CAT, CAT], {"kind_color": 1, "count": 2 / 3, "correct": 0}),
+        ("two red cats", [CAT] * 5, {"count": 0}),
+        ("a red cat left of a blue star", [CAT, STAR], {"relation": 1, "correct": 1, "partial": 1}),
+        (
+            "a red cat right of a blue star",
+            [CAT, STAR],
+            {"relation": 0, "correct": 0, "partial": 2 / 3},
+        ),
+        ("a red cat above a blue star", [CAT, STAR], {"relation": 0}),  # only 2 px apart
+        (
+            "a red cat and a blue star",
+            [("cat", "blue", 1, 1), ("star", "red", 9, 9)],
+            {"kind_color": 0},
+        ),
+        ("a red cat on a sky background", [CAT], {"background": 0, "correct": 0, "partial": 2 / 3}),
+        (
+            'the word "TEA" in red',
+            [("A", "red", 50, 9), ("T", "red", 10, 9), ("E", "red", 30, 9)],
+            {"word": 1, "correct": 1},
+        ),
+        (
+            'the word "TEA" in red',
+            [("T", "red", 10, 9), ("E", "red", 30, 9)],
+            {"word": 2 / 3, "correct": 0},
+        ),
+    ],
+)
 def test_check_against_hand_made_readings(text, seen, expected):
     result = check(reading(seen), [parse(text)])
     for name, value in expected.items():
@@ -167,8 +241,11 @@ def test_check_marks_what_was_not_asked_as_nan():
 def brute_edit_distance(a: str, b: str) -> int:
     if not a or not b:
         return len(a) + len(b)
-    return min(brute_edit_distance(a[1:], b) + 1, brute_edit_distance(a, b[1:]) + 1,
-               brute_edit_distance(a[1:], b[1:]) + (a[0] != b[0]))
+    return min(
+        brute_edit_distance(a[1:], b) + 1,
+        brute_edit_distance(a, b[1:]) + 1,
+        brute_edit_distance(a[1:], b[1:]) + (a[0] != b[0]),
+    )
 
 
 def test_edit_distance_against_brute_force():
@@ -177,7 +254,9 @@ def test_edit_distance_against_brute_force():
 
 
 def test_glyphs_are_read_from_left_to_right():
-    assert words(reading([("A", "red", 50, 9), ("cat", "red", 5, 5), ("T", "red", 10, 9)])) == ["TA"]
+    assert words(reading([("A", "red", 50, 9), ("cat", "red", 5, 5), ("T", "red", 10, 9)])) == [
+        "TA"
+    ]
 
 
 def test_annotators_in_closed_form():
@@ -204,7 +283,9 @@ def test_ratings_use_the_scale_and_follow_utility():
 def test_cyclic_annotators_have_no_utility():
     pairs = torch.tensor([(0, 1), (1, 2), (2, 0)])
     assert (cyclic_probability(pairs[:, 0], pairs[:, 1]) > 0.5).all()
-    both = cyclic_probability(pairs[:, 0], pairs[:, 1]) + cyclic_probability(pairs[:, 1], pairs[:, 0])
+    both = cyclic_probability(pairs[:, 0], pairs[:, 1]) + cyclic_probability(
+        pairs[:, 1], pairs[:, 0]
+    )
     assert torch.allclose(both, torch.ones(3))
 
 
@@ -233,7 +314,9 @@ def detections(scenes: list[Scene]) -> tuple[torch.Tensor, ...]:
 
 
 def test_measured_looks_follow_the_controls():
-    prompts = [p for p in sample_prompts(300, generator=generator(10)) if p.groups[0].color != "black"]
+    prompts = [
+        p for p in sample_prompts(300, generator=generator(10)) if p.groups[0].color != "black"
+    ]
     scenes = sample_scenes(prompts, generator(11))
     true, images = torch.tensor([s.look for s in scenes]), render(scenes)
     color, xy, size, valid = detections(scenes)
@@ -254,7 +337,7 @@ def test_clutter_is_the_share_of_pixels_off_their_median():
     share = torch.tensor([b[f].mean() for b, f in zip(bump, free.numpy())])
     a, b, c = looks.CLUTTER_FIT
     share = share.clamp_max(-b / (2 * c))
-    expected = (a + b * share + c * share ** 2).clamp(0, 1)
+    expected = (a + b * share + c * share**2).clamp(0, 1)
     assert torch.allclose(looks.clutter(images, free), expected.float(), atol=1e-6)
 
 

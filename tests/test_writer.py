@@ -4,9 +4,24 @@ import pytest
 import torch
 
 from rlgenkit import models
-from rlgenkit.models.writer import (BLANK, END, PAD, WindowLM, as_text, chat, encode, imitate, learn,
-                                    log_probs, make_writer, prompts, surprise, whole_texts,
-                                    words_of, write)
+from rlgenkit.models.writer import (
+    BLANK,
+    END,
+    PAD,
+    WindowLM,
+    as_text,
+    chat,
+    encode,
+    imitate,
+    learn,
+    log_probs,
+    make_writer,
+    prompts,
+    surprise,
+    whole_texts,
+    words_of,
+    write,
+)
 from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
 from tests.tiny_pipelines import save_language_model
 
@@ -63,7 +78,9 @@ def test_a_language_model_is_read_back_as_words(tmp_path):
     (row,) = encode(writer, [[3, 4, 6]])
     assert row[0] == writer.end == writer.pad
     assert writer.tokenizer.decode(row[1:]).replace(" ", "") == "goodfilm#"
-    spaced = models.TokenBatch(torch.tensor([row]), torch.ones(1, len(row)).bool(), torch.zeros(1, 1), 1.0)
+    spaced = models.TokenBatch(
+        torch.tensor([row]), torch.ones(1, len(row)).bool(), torch.zeros(1, 1), 1.0
+    )
     writer.tokenizer.batch_decode = lambda ids, skip_special_tokens: ["Good film, a # x"]
     assert words_of(writer, spaced).tolist() == [[3, 4, BLANK, 7, 6, BLANK, END]]
 
@@ -71,8 +88,10 @@ def test_a_language_model_is_read_back_as_words(tmp_path):
 def test_chat_prompts_follow_the_template_and_are_padded_on_the_left(tmp_path):
     save_language_model("llama", tmp_path)
     writer = make_writer(NAMES, draw(), tmp_path)
-    writer.tokenizer.chat_template = ("{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
-                                      "{% if add_generation_prompt %}[answer]{% endif %}")
+    writer.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt %}[answer]{% endif %}"
+    )
     ids, real = chat(writer, ["good film", "a"], "be brief")
     for row, there, text in zip(ids, real, ("good film", "a")):
         line = f"[system] be brief [user] {text} [answer]"
@@ -118,8 +137,17 @@ def test_surprise_leaves_blanks_out_and_learning_lowers_it():
     rows = [[3, BLANK, 5], [4, 4]]
     batch = whole_texts(writer, rows)
     logs = writer.model(batch.ids).logits.log_softmax(-1)
-    wanted = -(logs[0, 0, 3] + logs[0, 2, 5] + logs[0, 3, END] + logs[1, 0, 4] + logs[1, 1, 4]
-               + logs[1, 2, END]) / 6
+    wanted = (
+        -(
+            logs[0, 0, 3]
+            + logs[0, 2, 5]
+            + logs[0, 3, END]
+            + logs[1, 0, 4]
+            + logs[1, 1, 4]
+            + logs[1, 2, END]
+        )
+        / 6
+    )
     torch.testing.assert_close(surprise(writer, batch), wanted)
     learn(writer, rows, 60, 0.05, draw(1), 4)
     assert surprise(writer, batch) < 0.7
@@ -141,7 +169,9 @@ def test_imitation_is_maximum_likelihood_whatever_the_chunk():
     ends = []
     for chunk in (2, 256):
         writer = make_writer(NAMES, draw())
-        batch = models.generate(writer.model, *prompts(writer, [[3], [4], [5]])[:1], 5, draw(4), 0.5, END, PAD)
+        batch = models.generate(
+            writer.model, *prompts(writer, [[3], [4], [5]])[:1], 5, draw(4), 0.5, END, PAD
+        )
         optimizer = torch.optim.SGD(writer.model.parameters(), lr=0.1)
         before = [w.detach().clone() for w in writer.model.parameters()]
         imitate(writer, optimizer, batch, 1, chunk)
@@ -164,4 +194,6 @@ def test_written_answers_stay_with_their_prompts():
     logs = log_probs(writer, batch, 3)
     plain = models.TokenBatch(batch.ids, batch.real, batch.log_probs, 1.0)
     torch.testing.assert_close(logs, models.token_logprobs(writer.model, plain).detach())
-    assert not logs.requires_grad and not torch.allclose(logs, log_probs(writer, batch, 3, other.model))
+    assert not logs.requires_grad and not torch.allclose(
+        logs, log_probs(writer, batch, 3, other.model)
+    )

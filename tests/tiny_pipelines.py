@@ -86,8 +86,9 @@ def vae_dc():
         encoder_layers_per_block=(0, 1), decoder_layers_per_block=(0, 1),
         encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
     )  # fmt: skip
-    vae.register_to_config(latents_mean=[0.1 * i for i in range(8)],
-                           latents_std=[0.5 + 0.1 * i for i in range(8)])
+    vae.register_to_config(
+        latents_mean=[0.1 * i for i in range(8)], latents_std=[0.5 + 0.1 * i for i in range(8)]
+    )
     return vae
 
 

@@ -7,8 +7,13 @@ cannot be taken away again and sees every call, whichever library makes it.
 import ipaddress
 import sys
 
-WATCHED = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo",
-           "socket.gethostbyname")
+WATCHED = (
+    "socket.connect",
+    "socket.sendto",
+    "socket.sendmsg",
+    "socket.getaddrinfo",
+    "socket.gethostbyname",
+)
 
 
 def _is_local(host: object) -> bool:

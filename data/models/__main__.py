@@ -10,13 +10,26 @@ import importlib
 import inspect
 import sys
 
-ORDER = ("autoencoder", "reader", "flow", "epsilon", "consistency", "clip",
-         "aesthetic_proxy", "arithmetic", "vision_language", "evaluate", "cards")
+ORDER = (
+    "autoencoder",
+    "reader",
+    "flow",
+    "epsilon",
+    "consistency",
+    "clip",
+    "aesthetic_proxy",
+    "arithmetic",
+    "vision_language",
+    "evaluate",
+    "cards",
+)
 
 
 def parse(words: list[str]) -> tuple[list[str], dict[str, int | str]]:
     """The names to train and the settings given; exit status 2 with one sentence for bad input."""
-    parser = argparse.ArgumentParser(prog="rlgenkit models", allow_abbrev=False, usage=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="rlgenkit models", allow_abbrev=False, usage=argparse.SUPPRESS
+    )
     parser.add_argument("names", nargs="*")
     for setting in ("steps", "batch", "scenes"):
         parser.add_argument(f"--{setting}", type=int)
@@ -39,6 +52,7 @@ def train(name: str, settings: dict[str, int | str]) -> None:
         raise SystemExit(f"{name} has no setting --{unknown[0]}")
     if str(settings.get("device")).startswith("cuda"):
         import torch
+
         torch.set_float32_matmul_precision("high")  # TF32
     result = function(**settings)
     if result is not None:

@@ -8,42 +8,70 @@ from safetensors import safe_open
 from .recipes import MODELS
 
 ABOUT = {
-    "autoencoder": ("AutoencoderDC", "64x64 RGB pictures to 8x8 latents of 8 channels and back; Gaussian noise on "
-                    "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
-                    "standardize each channel.", "Small speckles are smoothed away; thin strokes blur."),
-    "flow": ("StableDiffusion3Pipeline", "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
-             "width 128) with its own three-layer T5 encoder, which first learns to read captions alone "
-             "(`Reading` in `data/models/flow/train.py`): without that the side of \"left of\" is not learned. "
-             "The first of the two runs that made this copy had no such stage.",
-             "Knows only the caption grammar of sticker scenes. What it fails at is in the table; without guidance "
-             "all of it is a little worse. Counts together with a relation were never trained."),
-    "epsilon": ("PixArtAlphaPipeline", "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
-                "width 128) for DDIM sampling; its text encoder is trained like the flow model's.",
-                "The same limits as the flow model (see the table)."),
-    "consistency": ("PixArtAlphaPipeline with LCMScheduler", "The epsilon model distilled to a few steps "
-                    "(latent consistency distillation at a fixed guidance scale, built in).",
-                    "Sample with guidance 1. Fewer details than its teacher."),
-    "clip": ("CLIPModel", "Image-text dual encoder of sticker scenes, a reward model.",
-             "Binding and counting are its weak spots, which makes it hackable; it is never the judge."),
-    "reader": ("rlgenkit.worlds.Reader", "The truth meter: reads stickers, colors, places, background and look.",
-               "Trained for sticker scenes only; on other pictures its readings mean nothing."),
-    "reward_reader": ("rlgenkit.worlds.Reader", "A smaller reader for rewards, trained on clean renderings only, so "
-                      "that the truth meter never judges what it rewarded.",
-                      "Less accurate on blurred, noised or decoded pictures: that is its planted weakness."),
-    "arithmetic": ("LlamaForCausalLM", "A small language model of arithmetic chains modulo 10 that solves (with slips), "
-                   "criticizes (as a weak teacher) and refines (as it is told): an actor and a critic in one. "
-                   "Prompts are made by `rlgenkit.worlds.arithmetic`.",
-                   "Knows chains of four steps on one digit. Its critic can tell a slip (an exact teacher came first) but "
-                   "learned last from a weak teacher to overlook slips and to distrust nines. This copy was trained in pieces "
-                   "while the recipe was found: 525 steps with a weak teacher, 275 with the exact one, then "
-                   "300 and 200 with weak ones, the last as it is now; the command trains 800 steps with the exact "
-                   "teacher and 500 with the weak one in one run."),
-    "vision_language": ("LlavaForConditionalGeneration", "A small vision-language model of sticker scenes: it "
-                        "describes a picture, answers questions with yes or no, scores each control of the look and "
-                        "the whole with a short reasoning, and gives a loose first impression. Requests are listed "
-                        "in `rlgenkit.worlds.questions`; `rlgenkit.models.ask` puts them.",
-                        "Knows these requests only, each about one picture of 64 px, in no other wording. Small errors of hue "
-                        "(harmony) escape it and speckles (clutter) are counted roughly: see the table."),
+    "autoencoder": (
+        "AutoencoderDC",
+        "64x64 RGB pictures to 8x8 latents of 8 channels and back; Gaussian noise on "
+        "the latents in training makes them smooth. `latents_mean` and `latents_std` in its config "
+        "standardize each channel.",
+        "Small speckles are smoothed away; thin strokes blur.",
+    ),
+    "flow": (
+        "StableDiffusion3Pipeline",
+        "Rectified-flow text-to-image model (SD3Transformer2DModel, 6 blocks of "
+        "width 128) with its own three-layer T5 encoder, which first learns to read captions alone "
+        '(`Reading` in `data/models/flow/train.py`): without that the side of "left of" is not learned. '
+        "The first of the two runs that made this copy had no such stage.",
+        "Knows only the caption grammar of sticker scenes. What it fails at is in the table; without guidance "
+        "all of it is a little worse. Counts together with a relation were never trained.",
+    ),
+    "epsilon": (
+        "PixArtAlphaPipeline",
+        "Noise-prediction text-to-image model (PixArtTransformer2DModel, 6 blocks of "
+        "width 128) for DDIM sampling; its text encoder is trained like the flow model's.",
+        "The same limits as the flow model (see the table).",
+    ),
+    "consistency": (
+        "PixArtAlphaPipeline with LCMScheduler",
+        "The epsilon model distilled to a few steps "
+        "(latent consistency distillation at a fixed guidance scale, built in).",
+        "Sample with guidance 1. Fewer details than its teacher.",
+    ),
+    "clip": (
+        "CLIPModel",
+        "Image-text dual encoder of sticker scenes, a reward model.",
+        "Binding and counting are its weak spots, which makes it hackable; it is never the judge.",
+    ),
+    "reader": (
+        "rlgenkit.worlds.Reader",
+        "The truth meter: reads stickers, colors, places, background and look.",
+        "Trained for sticker scenes only; on other pictures its readings mean nothing.",
+    ),
+    "reward_reader": (
+        "rlgenkit.worlds.Reader",
+        "A smaller reader for rewards, trained on clean renderings only, so "
+        "that the truth meter never judges what it rewarded.",
+        "Less accurate on blurred, noised or decoded pictures: that is its planted weakness.",
+    ),
+    "arithmetic": (
+        "LlamaForCausalLM",
+        "A small language model of arithmetic chains modulo 10 that solves (with slips), "
+        "criticizes (as a weak teacher) and refines (as it is told): an actor and a critic in one. "
+        "Prompts are made by `rlgenkit.worlds.arithmetic`.",
+        "Knows chains of four steps on one digit. Its critic can tell a slip (an exact teacher came first) but "
+        "learned last from a weak teacher to overlook slips and to distrust nines. This copy was trained in pieces "
+        "while the recipe was found: 525 steps with a weak teacher, 275 with the exact one, then "
+        "300 and 200 with weak ones, the last as it is now; the command trains 800 steps with the exact "
+        "teacher and 500 with the weak one in one run.",
+    ),
+    "vision_language": (
+        "LlavaForConditionalGeneration",
+        "A small vision-language model of sticker scenes: it "
+        "describes a picture, answers questions with yes or no, scores each control of the look and "
+        "the whole with a short reasoning, and gives a loose first impression. Requests are listed "
+        "in `rlgenkit.worlds.questions`; `rlgenkit.models.ask` puts them.",
+        "Knows these requests only, each about one picture of 64 px, in no other wording. Small errors of hue "
+        "(harmony) escape it and speckles (clutter) are counted roughly: see the table.",
+    ),
 }
 
 
@@ -51,8 +79,13 @@ def _rows(table: dict[str, dict]) -> str:
     """A markdown table of {row: {column: value}}; missing values are left empty."""
     columns = list(dict.fromkeys(k for row in table.values() for k in row))
     lines = [f"| | {' | '.join(columns)} |", "|" + " --- |" * (len(columns) + 1)]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(str(row.get(c, "")) for c in columns) + " |"
-                              for name, row in table.items()])
+    return "\n".join(
+        lines
+        + [
+            f"| {name} | " + " | ".join(str(row.get(c, "")) for c in columns) + " |"
+            for name, row in table.items()
+        ]
+    )
 
 
 def _parameters(folder: Path) -> int:
@@ -74,9 +107,12 @@ def _runs(folder: Path) -> str:
     if not path.exists():
         return ""
     runs = json.loads(path.read_text())
-    told = [f"`python -m rlgenkit models {folder.name} --steps {r['steps']} --batch {r['batch']} --scenes {r['scenes']}"
-            f"{' --further' * r['further']}{' --device cuda' * (r['device'] == 'cuda')}` "
-            f"({r['seconds']} s on {r['hardware']})" for r in runs]
+    told = [
+        f"`python -m rlgenkit models {folder.name} --steps {r['steps']} --batch {r['batch']} --scenes {r['scenes']}"
+        f"{' --further' * r['further']}{' --device cuda' * (r['device'] == 'cuda')}` "
+        f"({r['seconds']} s on {r['hardware']})"
+        for r in runs
+    ]
     return "This copy: " + ", then ".join(told) + "."
 
 
@@ -87,45 +123,75 @@ def card(name: str) -> str:
     files = [folder / n for n in ("quality.json", "accuracy.json") if (folder / n).exists()]
     record = json.loads(files[0].read_text()) if files else {}
     seconds = record.get("seconds")
-    size = sum(f.stat().st_size for f in folder.rglob("*")
-               if f.is_file() and f.suffix not in (".py", ".pyc")) / 1e6
-    library = ("rlgenkit" if "Reader" in kind else
-               "transformers" if name in ("arithmetic", "vision_language") else "diffusers")
+    size = (
+        sum(
+            f.stat().st_size
+            for f in folder.rglob("*")
+            if f.is_file() and f.suffix not in (".py", ".pyc")
+        )
+        / 1e6
+    )
+    library = (
+        "rlgenkit"
+        if "Reader" in kind
+        else "transformers"
+        if name in ("arithmetic", "vision_language")
+        else "diffusers"
+    )
     source = "chains of sums" if name == "arithmetic" else "rendered sticker scenes"
-    parts = [f"---\nlicense: mit\nlibrary_name: {library}\n---",
-             f"# {name}", what, f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
-             "(half precision; load as float32).",
-             f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
-             f"`data/models`, on {source} made on the fly. "
-             + (_runs(folder) or (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else "")),
-             f"**Limits.** {limits}"]
+    parts = [
+        f"---\nlicense: mit\nlibrary_name: {library}\n---",
+        f"# {name}",
+        what,
+        f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
+        "(half precision; load as float32).",
+        f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
+        f"`data/models`, on {source} made on the fly. "
+        + (
+            _runs(folder)
+            or (f"This copy took {seconds:.0f} s on 2 shared CPU cores." if seconds else "")
+        ),
+        f"**Limits.** {limits}",
+    ]
     table = record.get("quality") or record.get("accuracy")
     if table and record.get("sampling"):
-        parts.append(f"**Quality**, by the truth meter, {record['sampling']['steps']} steps at guidance "
-                     f"{record['sampling']['guidance']}; \"test\" captions were kept from training, \"heldout\" ones "
-                     "hold a kind-color pair that training never showed.")
+        parts.append(
+            f"**Quality**, by the truth meter, {record['sampling']['steps']} steps at guidance "
+            f'{record["sampling"]["guidance"]}; "test" captions were kept from training, "heldout" ones '
+            "hold a kind-color pair that training never showed."
+        )
     elif table and name == "arithmetic":
-        parts.append("**Quality** on 2,000 unseen chains: shares. First attempts are drawn at temperature 1, critiques "
-                     "and refinements are greedy.")
+        parts.append(
+            "**Quality** on 2,000 unseen chains: shares. First attempts are drawn at temperature 1, critiques "
+            "and refinements are greedy."
+        )
     elif table and name == "vision_language":
-        parts.append("**Quality** on new scenes: mean and standard deviation over three draws of 400, likeliest answers. "
-                     "\"test\" captions were kept from training, \"heldout\" ones hold a kind-color pair that "
-                     "training never showed; errors are mean absolute ones of scores in [0, 1].")
+        parts.append(
+            "**Quality** on new scenes: mean and standard deviation over three draws of 400, likeliest answers. "
+            '"test" captions were kept from training, "heldout" ones hold a kind-color pair that '
+            "training never showed; errors are mean absolute ones of scores in [0, 1]."
+        )
         rows = dict.fromkeys(k for row in table.values() for k in row)
         table = {k: {split: row[k] for split, row in table.items()} for k in rows}
     elif table and name == "autoencoder":
         parts.append("**Quality** on unseen scenes.")
     elif table:
-        parts.append("**Accuracy** on 1,000 unseen scenes each: share of captions fulfilled as read back; look_error is "
-                     "the mean absolute error of contrast, saturation, harmony, balance and clutter.")
+        parts.append(
+            "**Accuracy** on 1,000 unseen scenes each: share of captions fulfilled as read back; look_error is "
+            "the mean absolute error of contrast, saturation, harmony, balance and clutter."
+        )
     if table:
         parts.append(_rows(table))
     if "policy" in record:
-        parts.append(f"**Headroom.** The same as the notebooks draw what they train: {record['policy']['steps']} steps at "
-                     f"guidance {record['policy']['guidance']}.")
+        parts.append(
+            f"**Headroom.** The same as the notebooks draw what they train: {record['policy']['steps']} steps at "
+            f"guidance {record['policy']['guidance']}."
+        )
         parts.append(_rows(record["policy_quality"]))
     if (folder / "samples.png").exists():
-        parts.append(f"![Grid of pictures drawn by the {name} model, one caption a column](samples.png)")
+        parts.append(
+            f"![Grid of pictures drawn by the {name} model, one caption a column](samples.png)"
+        )
     return "\n\n".join(parts) + "\n"
 
 

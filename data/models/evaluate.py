@@ -10,17 +10,31 @@ from rlgenkit.worlds.prompts import CATEGORIES, Prompt, sample_prompts
 from rlgenkit.worlds.reader import check, load_reader, read
 from .recipes import MODELS
 
-SAMPLING = {"flow": {"steps": 20, "guidance": 3.0}, "epsilon": {"steps": 20, "guidance": 3.0},
-            "consistency": {"steps": 4, "guidance": 1.0}}
+SAMPLING = {
+    "flow": {"steps": 20, "guidance": 3.0},
+    "epsilon": {"steps": 20, "guidance": 3.0},
+    "consistency": {"steps": 4, "guidance": 1.0},
+}
 POLICY = {"steps": 6, "guidance": 1.0}  # as notebooks draw what they train: few steps, no guidance
-SHEET = ("a red cat", "three green hearts", "a blue star left of a red ball", 'the word "TEA" in blue',
-         "a yellow crab and a purple umbrella", "two black airplanes on a peach background",
-         "a green tree above a red droplet", 'the number "3" in red')
+SHEET = (
+    "a red cat",
+    "three green hearts",
+    "a blue star left of a red ball",
+    'the word "TEA" in blue',
+    "a yellow crab and a purple umbrella",
+    "two black airplanes on a peach background",
+    "a green tree above a red droplet",
+    'the number "3" in red',
+)
 
 
 def table_for(policy, steps: int):
     """The noise-free sampling table of a policy's family (multi-step noise for consistency models)."""
-    from rlgenkit.samplers import (consistency_table_from_scheduler, ddim_table_from_scheduler, flow_table)
+    from rlgenkit.samplers import (
+        consistency_table_from_scheduler,
+        ddim_table_from_scheduler,
+        flow_table,
+    )
 
     if policy.family == "flow":
         return flow_table(steps, kind="ode")
@@ -30,8 +44,9 @@ def table_for(policy, steps: int):
 
 
 @torch.no_grad()
-def sample(policy, prompts: list[Prompt], steps: int, guidance: float, seed: int,
-           batch: int = 50) -> Tensor:
+def sample(
+    policy, prompts: list[Prompt], steps: int, guidance: float, seed: int, batch: int = 50
+) -> Tensor:
     """Pictures [N, 3, 64, 64] of the prompts, without gradient."""
     from rlgenkit.models import decode, denoiser, embed
     from rlgenkit.samplers import initial_noise, rollout
@@ -39,7 +54,7 @@ def sample(policy, prompts: list[Prompt], steps: int, guidance: float, seed: int
     generator, images = torch.Generator().manual_seed(seed), []
     table = table_for(policy, steps)
     for start in range(0, len(prompts), batch):
-        some = prompts[start:start + batch]
+        some = prompts[start : start + batch]
         noise = initial_noise(len(some), policy.latent_shape, generator)
         denoise = denoiser(policy, embed(policy, [p.text for p in some]), guidance)
         images.append(decode(policy, rollout(denoise, table, noise, generator).final))
@@ -63,8 +78,10 @@ def quality(name: str, sampling: dict[str, float], n: int = 500) -> dict[str, di
             rows = torch.tensor([category in ("all", p.category) for p in prompts])
             if rows.any():
                 table[f"{split}, {category}"] = {
-                    k: round(float(v[rows].nanmean()), 3) for k, v in result.items()
-                    if not v[rows].isnan().all()} | {"n": int(rows.sum())}
+                    k: round(float(v[rows].nanmean()), 3)
+                    for k, v in result.items()
+                    if not v[rows].isnan().all()
+                } | {"n": int(rows.sum())}
     return table
 
 
@@ -78,7 +95,9 @@ def contact_sheet(name: str) -> None:
     prompts = [parse(text) for text in SHEET for _ in range(6)]
     images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=7)
     grid = images.reshape(8, 6, 3, 64, 64).permute(1, 3, 0, 4, 2).reshape(6 * 64, 8 * 64, 3)
-    picture = Image.fromarray((grid * 255).round().byte().numpy()).resize((1024, 768), Image.Resampling.LANCZOS)
+    picture = Image.fromarray((grid * 255).round().byte().numpy()).resize(
+        (1024, 768), Image.Resampling.LANCZOS
+    )
     picture.save(MODELS / name / "samples.png", optimize=True)
 
 

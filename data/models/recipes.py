@@ -36,21 +36,30 @@ def cosine(step: int, steps: int, warmup: int = 50) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def optimizers_for(module: nn.Module, muon_lr: float, adam_lr: float,
-                   blocks: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+def optimizers_for(
+    module: nn.Module, muon_lr: float, adam_lr: float, blocks: tuple[str, ...]
+) -> list[torch.optim.Optimizer]:
     """Muon on the matrices of the named sub-modules, AdamW on the rest."""
     named = list(module.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and n.split(".")[0] in blocks and min(p.shape) > 8]
+    matrices = [
+        p for n, p in named if p.ndim == 2 and n.split(".")[0] in blocks and min(p.shape) > 8
+    ]
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    return [torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
-            torch.optim.AdamW(rest, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98))]
+    return [
+        torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0, momentum=0.95),
+        torch.optim.AdamW(rest, lr=adam_lr, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Tensors of an optimizer's state, named "parameter.key"."""
-    return {f"{i}.{k}": torch.as_tensor(v).clone() for i, state in optimizer.state_dict()["state"].items()
-            for k, v in state.items() if v is not None}
+    return {
+        f"{i}.{k}": torch.as_tensor(v).clone()
+        for i, state in optimizer.state_dict()["state"].items()
+        for k, v in state.items()
+        if v is not None
+    }
 
 
 def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -58,15 +67,19 @@ def _unflatten(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
     for name, value in tensors.items():
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state,
-                               "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _save(path: Path, tensors: dict[str, Tensor], step: int, seconds: float) -> None:
     """Write a checkpoint beside its place, then move it there, so that a crash keeps the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, str(path) + ".part",
-              metadata={"progress": json.dumps({"step": step, "seconds": seconds})})
+    save_file(
+        {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()},
+        str(path) + ".part",
+        metadata={"progress": json.dumps({"step": step, "seconds": seconds})},
+    )
     os.replace(str(path) + ".part", path)
 
 
@@ -77,8 +90,15 @@ def _progress(path: Path) -> dict[str, float]:
         return json.loads(file.metadata()["progress"])
 
 
-def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int,
-        loss_at: Callable[[int], Tensor], ema: float = 0.998, every: int = 200) -> float:
+def fit(
+    name: str,
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    steps: int,
+    loss_at: Callable[[int], Tensor],
+    ema: float = 0.998,
+    every: int = 200,
+) -> float:
     """Minimize loss_at(step) for `steps` steps; the module ends with its averaged weights.
 
     Resumes from build/models/<name>.safetensors. loss_at must draw its randomness from the step
@@ -93,7 +113,9 @@ def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], s
         module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         average = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
         for i, o in enumerate(optimizers):
-            _unflatten(o, {k[len(f"o{i}."):]: v for k, v in tensors.items() if k.startswith(f"o{i}.")})
+            _unflatten(
+                o, {k[len(f"o{i}.") :]: v for k, v in tensors.items() if k.startswith(f"o{i}.")}
+            )
         start, seconds = int(_progress(path)["step"]), _progress(path)["seconds"]
     began = time.perf_counter()
     for step, loss in _descend(module, optimizers, rates, start, steps, loss_at):
@@ -103,23 +125,41 @@ def fit(name: str, module: nn.Module, optimizers: list[torch.optim.Optimizer], s
         torch._foreach_lerp_([average[k] for k in moving], [new[k] for k in moving], 1 - rate)
         if (step + 1) % every == 0 or step + 1 == steps:
             seconds, began = seconds + time.perf_counter() - began, time.perf_counter()
-            state = {f"o{i}.{k}": v for i, o in enumerate(optimizers) for k, v in _flatten(o).items()}
-            _save(path, {**{f"model.{k}": v for k, v in module.state_dict().items()}, **state,
-                         **{f"ema.{k}": v for k, v in average.items()}}, step + 1, seconds)
+            state = {
+                f"o{i}.{k}": v for i, o in enumerate(optimizers) for k, v in _flatten(o).items()
+            }
+            _save(
+                path,
+                {
+                    **{f"model.{k}": v for k, v in module.state_dict().items()},
+                    **state,
+                    **{f"ema.{k}": v for k, v in average.items()},
+                },
+                step + 1,
+                seconds,
+            )
             print(f"{name} {step + 1}/{steps} loss {loss:.4f} {seconds:.0f} s", flush=True)
     module.load_state_dict(average)
     return seconds
 
 
-def _descend(module: nn.Module, optimizers: list[torch.optim.Optimizer], rates: list[float], start: int,
-             steps: int, loss_at: Callable[[int], Tensor]) -> Iterator[tuple[int, float]]:
+def _descend(
+    module: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    rates: list[float],
+    start: int,
+    steps: int,
+    loss_at: Callable[[int], Tensor],
+) -> Iterator[tuple[int, float]]:
     """Take the optimizer steps, yielding (step, loss smoothed over about 50 steps)."""
     smooth = None
     for step in range(start, steps):
         loss = loss_at(step)
         value = loss.item()
         if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {step}; the last checkpoint is kept")
+            raise FloatingPointError(
+                f"the loss is {value} at step {step}; the last checkpoint is kept"
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, rates):
@@ -136,21 +176,37 @@ def at_step(seed: int, step: int, device: str | torch.device = "cpu") -> torch.G
     return torch.Generator(device).manual_seed(seed * 1_000_003 + step)
 
 
-def write_record(name: str, device: str | torch.device, further: bool, steps: int, batch: int, scenes: int,
-                 seconds: float) -> None:
+def write_record(
+    name: str,
+    device: str | torch.device,
+    further: bool,
+    steps: int,
+    batch: int,
+    scenes: int,
+    seconds: float,
+) -> None:
     """Keep how a model was trained in data/models/<name>/training.json, one entry a run, for its card."""
     device, path = torch.device(device), MODELS / name / "training.json"
     runs = json.loads(path.read_text()) if further and path.exists() else []
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "2 CPU cores"
-    runs.append({"further": further, "steps": steps, "batch": batch, "scenes": scenes, "seconds": seconds,
-                 "device": device.type, "hardware": hardware})
+    runs.append(
+        {
+            "further": further,
+            "steps": steps,
+            "batch": batch,
+            "scenes": scenes,
+            "seconds": seconds,
+            "device": device.type,
+            "hardware": hardware,
+        }
+    )
     path.write_text(json.dumps(runs, indent=1) + "\n")
 
 
 def load_weights(name: str, **parts: nn.Module) -> None:
     """Load the weights of data/models/<name>/<part> into each module; keys that are not stored stay as built."""
     for part, module in parts.items():
-        file, = (MODELS / name / part).glob("*.safetensors")
+        (file,) = (MODELS / name / part).glob("*.safetensors")
         wrong = module.load_state_dict(load_file(file), strict=False).unexpected_keys
         if wrong:
             raise ValueError(f"{file} holds {wrong[0]}, which the network lacks.")
@@ -170,9 +226,7 @@ def _forget_origin(config: Path) -> None:
         config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_components(
-    name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype
-) -> None:
+def write_components(name: str, parts: dict[str, Any], folder: Path, dtype: torch.dtype) -> None:
     """Write a pipeline folder; weights as safetensors in `dtype`, memory copies untouched."""
     import diffusers
 

@@ -14,9 +14,20 @@ from PIL import Image, ImageDraw, ImageFont
 from rlgenkit.worlds.prompts import GLYPHS
 from rlgenkit.worlds.scenes import SPRITES
 
-ICONS = {"cat": "black-cat", "heart": "heart-suit", "cloud": "cloud", "tree": "deciduous-tree",
-         "droplet": "droplet", "star": "star", "umbrella": "umbrella", "teapot": "teapot",
-         "crab": "crab", "airplane": "airplane", "note": "musical-note", "ball": "black-circle"}
+ICONS = {
+    "cat": "black-cat",
+    "heart": "heart-suit",
+    "cloud": "cloud",
+    "tree": "deciduous-tree",
+    "droplet": "droplet",
+    "star": "star",
+    "umbrella": "umbrella",
+    "teapot": "teapot",
+    "crab": "crab",
+    "airplane": "airplane",
+    "note": "musical-note",
+    "ball": "black-circle",
+}
 BOX = 62  # px of the 64 px tile that a shape's longer side fills
 
 

@@ -21,15 +21,20 @@ MAX_TEXT = 20_000
 KEPT_CELL_METADATA = ("tags", "slideshow", "jupyter", "alt")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Joined from pieces so that this file itself holds no such path.
-LOCAL_PATH = re.compile(r"(?:/" + "|/".join(["home", "Users", "root", "tmp", "work", "farm"])
-                        + r")/[A-Za-z.][\w./-]*")
+LOCAL_PATH = re.compile(
+    r"(?:/" + "|/".join(["home", "Users", "root", "tmp", "work", "farm"]) + r")/[A-Za-z.][\w./-]*"
+)
 
 
 def source_hash(nb: dict) -> str:
     """SHA-256 over what the code cells say, in order; prose, layout and comments may change
     without a new run."""
-    codes = [code_form(c) for c in nb["cells"] if c["cell_type"] == "code"
-             and "injected-parameters" not in c.get("metadata", {}).get("tags", [])]
+    codes = [
+        code_form(c)
+        for c in nb["cells"]
+        if c["cell_type"] == "code"
+        and "injected-parameters" not in c.get("metadata", {}).get("tags", [])
+    ]
     return hashlib.sha256(json.dumps(codes, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -55,8 +60,11 @@ def syntax(node) -> list | str:
         return [syntax(item) for item in node]
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = [[name, syntax(value)] for name, value in ast.iter_fields(node)
-              if value is not None and value != []]
+    fields = [
+        [name, syntax(value)]
+        for name, value in ast.iter_fields(node)
+        if value is not None and value != []
+    ]
     return [type(node).__name__, *fields]
 
 
@@ -105,8 +113,10 @@ def normalize(nb: dict) -> dict:
             cleaned = [_clean_output(o, count) for o in cell["outputs"]]
             new["outputs"] = [o for o in cleaned if o is not None]
         cells.append(new)
-    meta = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"}}
+    meta = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     if "rlgenkit" in nb["metadata"]:
         meta["rlgenkit"] = nb["metadata"]["rlgenkit"]
     return {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}

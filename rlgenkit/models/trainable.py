@@ -44,7 +44,9 @@ def make_trainable(
 
     part: the only part whose weights are trained without an adapter; top: as in `add_lora`.
     """
-    parameters = add_lora(network, rank, generator=seed, top=top) if rank else lora_parameters(network)
+    parameters = (
+        add_lora(network, rank, generator=seed, top=top) if rank else lora_parameters(network)
+    )
     if parameters:
         return Trainable(network, parameters, None)
     network.requires_grad_(False)

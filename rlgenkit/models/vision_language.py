@@ -42,11 +42,15 @@ class Views:
     def index(self, rows: Tensor) -> Views:
         """The views of the given rows Long[b]."""
         if any(len(v) != len(self.ids) for v in self.inputs.values()):
-            raise ValueError("this model packs the pictures of a batch together: make views anew for a part of it")
+            raise ValueError(
+                "this model packs the pictures of a batch together: make views anew for a part of it"
+            )
         return Views(self.ids[rows], self.real[rows], {k: v[rows] for k, v in self.inputs.items()})
 
 
-def load_vision_language(path_or_hub_id: str | Path = SMALL, device: str = "cpu") -> tuple[nn.Module, Any]:
+def load_vision_language(
+    path_or_hub_id: str | Path = SMALL, device: str = "cpu"
+) -> tuple[nn.Module, Any]:
     """(model in float32, in eval mode; processor) from a folder of the checkout or a hub id.
 
     Only safetensors are read. ValueError or FileNotFoundError with the path and what to do.
@@ -59,28 +63,44 @@ def load_vision_language(path_or_hub_id: str | Path = SMALL, device: str = "cpu"
     try:
         with quiet():
             processor = AutoProcessor.from_pretrained(path_or_hub_id)
-            model = AutoModelForImageTextToText.from_pretrained(path_or_hub_id, dtype=torch.float32,
-                                                                use_safetensors=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                path_or_hub_id, dtype=torch.float32, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"'{path_or_hub_id}' cannot be read as a vision-language model "
-                         f"({str(error).splitlines()[0]}); check the folder or the hub id") from error
+        raise ValueError(
+            f"'{path_or_hub_id}' cannot be read as a vision-language model "
+            f"({str(error).splitlines()[0]}); check the folder or the hub id"
+        ) from error
     return model.to(device).eval(), processor
 
 
-def make_views(model: nn.Module, processor: Any, images: Tensor, requests: str | Sequence[str]) -> Views:
+def make_views(
+    model: nn.Module, processor: Any, images: Tensor, requests: str | Sequence[str]
+) -> Views:
     """Views of images [B, 3, H, W] in [0, 1] with a request each, or with one for all.
 
     The processor scales the pictures and puts the request into the model's chat template.
     """
     requests = [requests] * len(images) if isinstance(requests, str) else list(requests)
     if images.ndim != 4 or images.shape[1] != 3 or len(requests) != len(images) or not requests:
-        raise ValueError(f"{len(requests)} requests need as many images [B, 3, H, W], got {list(images.shape)}")
-    said = {r: processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": r}]}],
-        add_generation_prompt=True) for r in dict.fromkeys(requests)}
+        raise ValueError(
+            f"{len(requests)} requests need as many images [B, 3, H, W], got {list(images.shape)}"
+        )
+    said = {
+        r: processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": r}]}],
+            add_generation_prompt=True,
+        )
+        for r in dict.fromkeys(requests)
+    }
     pixels = (images.detach().clamp(0, 1) * 255).round().byte().movedim(1, 3).cpu().numpy()
-    found = processor(images=list(pixels), text=[said[r] for r in requests], padding=True,
-                      padding_side="left", return_tensors="pt").to(model.device)
+    found = processor(
+        images=list(pixels),
+        text=[said[r] for r in requests],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device)
     extra = {k: v for k, v in found.items() if k not in ("input_ids", "attention_mask")}
     return Views(found["input_ids"], found["attention_mask"].bool(), extra)
 
@@ -96,14 +116,26 @@ def freeze_views(model: nn.Module, views: Views, words: int = 0, chunk: int = 64
     """
     kept = views.ids.shape[1] - max(1, words)
     if not views.real.all() or kept < 1:
-        raise ValueError("freeze_views needs requests of equal length and leaves at least one token")
+        raise ValueError(
+            "freeze_views needs requests of equal length and leaves at least one token"
+        )
     parts: list[list[Tensor]] = []
     for rows in torch.arange(len(views), device=views.ids.device).split(chunk):
         part = views.index(rows)
-        out = model(input_ids=part.ids[:, :kept], attention_mask=part.real[:, :kept].long(), use_cache=True,
-                    logits_to_keep=1, **part.inputs)
+        out = model(
+            input_ids=part.ids[:, :kept],
+            attention_mask=part.real[:, :kept].long(),
+            use_cache=True,
+            logits_to_keep=1,
+            **part.inputs,
+        )
         layers = out.past_key_values.layers
-        parts.append([torch.stack([getattr(layer, name) for layer in layers], 1) for name in ("keys", "values")])
+        parts.append(
+            [
+                torch.stack([getattr(layer, name) for layer in layers], 1)
+                for name in ("keys", "values")
+            ]
+        )
     return replace(views, inputs=dict(zip(("keys", "values"), map(torch.cat, zip(*parts)))))
 
 
@@ -114,18 +146,31 @@ def _read(model: nn.Module, views: Views, group: int) -> tuple[Tensor, Any]:
         from transformers import DynamicCache
 
         past = DynamicCache()
-        for layer, (keys, values) in enumerate(zip(inputs["keys"].unbind(1), inputs["values"].unbind(1))):
+        for layer, (keys, values) in enumerate(
+            zip(inputs["keys"].unbind(1), inputs["values"].unbind(1))
+        ):
             past.update(keys, values, layer)
-        ids, inputs = ids[:, past.get_seq_length():], {"past_key_values": past}
-    out = model(input_ids=ids, attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **inputs)
+        ids, inputs = ids[:, past.get_seq_length() :], {"past_key_values": past}
+    out = model(
+        input_ids=ids, attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **inputs
+    )
     if group > 1:
         out.past_key_values.batch_repeat_interleave(group)
     return out.logits[:, -1].repeat_interleave(group, 0), out.past_key_values
 
 
 @torch.no_grad()
-def answer_views(model: nn.Module, views: Views, new: int, generator: torch.Generator, temperature: float,
-                 end: int, pad: int, group: int = 1, score: bool = True) -> TokenBatch:
+def answer_views(
+    model: nn.Module,
+    views: Views,
+    new: int,
+    generator: torch.Generator,
+    temperature: float,
+    end: int,
+    pad: int,
+    group: int = 1,
+    score: bool = True,
+) -> TokenBatch:
     """`group` answers to each view, of at most `new` tokens, rows [B * group] in the views' order.
 
     temperature 0 takes the likeliest token. The log-probs are those of `answer_logprobs`, so that a
@@ -140,12 +185,19 @@ def answer_views(model: nn.Module, views: Views, new: int, generator: torch.Gene
 
     def after(token: Tensor, real: Tensor) -> Tensor:
         nonlocal past
-        out = model(input_ids=token[:, None], attention_mask=real.long(), past_key_values=past, use_cache=True)
+        out = model(
+            input_ids=token[:, None],
+            attention_mask=real.long(),
+            past_key_values=past,
+            use_cache=True,
+        )
         past = out.past_key_values
         return out.logits[:, -1]
 
     ids, real = speak(logits, after, ids, real, new, end, pad, temperature, generator)
-    batch = TokenBatch(ids, real, torch.zeros(len(ids), ids.shape[1] - width, device=ids.device), temperature)
+    batch = TokenBatch(
+        ids, real, torch.zeros(len(ids), ids.shape[1] - width, device=ids.device), temperature
+    )
     return replace(batch, log_probs=answer_logprobs(model, views, batch)) if score else batch
 
 
@@ -155,13 +207,18 @@ def answer_distributions(model: nn.Module, views: Views, batch: TokenBatch) -> T
     One pass over pictures and requests, then one over the answers given, at the batch's temperature.
     """
     if len(batch.ids) % len(views) or not torch.equal(
-            batch.ids[:, :batch.width], views.ids.repeat_interleave(len(batch.ids) // len(views), 0)):
+        batch.ids[:, : batch.width], views.ids.repeat_interleave(len(batch.ids) // len(views), 0)
+    ):
         raise ValueError("the batch does not hold answers to these views, in their order")
     first, past = _read(model, views, len(batch.ids) // len(views))
     if batch.answers.shape[1] == 1:
         return _scaled(first[:, None], batch.temperature)
-    out = model(input_ids=batch.answers[:, :-1], attention_mask=batch.real[:, :-1].long(),
-                past_key_values=past, use_cache=True)
+    out = model(
+        input_ids=batch.answers[:, :-1],
+        attention_mask=batch.real[:, :-1].long(),
+        past_key_values=past,
+        use_cache=True,
+    )
     return _scaled(torch.cat([first[:, None], out.logits], 1), batch.temperature)
 
 
@@ -173,7 +230,9 @@ def answer_logprobs(model: nn.Module, views: Views, batch: TokenBatch) -> Tensor
 def given_answers(processor: Any, views: Views, texts: Sequence[str]) -> TokenBatch:
     """A batch that holds the given answers, as for supervised learning or for scoring; B or B * group texts."""
     tokenizer = processor.tokenizer
-    rows = [tokenizer(t, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for t in texts]
+    rows = [
+        tokenizer(t, add_special_tokens=False).input_ids + [tokenizer.eos_token_id] for t in texts
+    ]
     if not rows or len(rows) % len(views):
         raise ValueError(f"{len(rows)} answers do not fit {len(views)} views")
     group, width = len(rows) // len(views), max(map(len, rows))
@@ -190,15 +249,29 @@ def answer_texts(processor: Any, batch: TokenBatch) -> list[str]:
     return [text.strip() for text in processor.batch_decode(rows, skip_special_tokens=True)]
 
 
-def ask(model: nn.Module, processor: Any, images: Tensor, requests: str | Sequence[str], new: int = 32,
-        chunk: int = 256) -> list[str]:
+def ask(
+    model: nn.Module,
+    processor: Any,
+    images: Tensor,
+    requests: str | Sequence[str],
+    new: int = 32,
+    chunk: int = 256,
+) -> list[str]:
     """The likeliest answer to a request about each picture: a description, "yes", a scored reasoning."""
     tokenizer, texts = processor.tokenizer, []
     for rows in torch.arange(len(images)).split(chunk):
         part = requests if isinstance(requests, str) else [requests[i] for i in rows]
         views = make_views(model, processor, images[rows], part)
-        batch = answer_views(model, views, new, torch.Generator(), 0.0, tokenizer.eos_token_id,
-                             tokenizer.pad_token_id, score=False)
+        batch = answer_views(
+            model,
+            views,
+            new,
+            torch.Generator(),
+            0.0,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            score=False,
+        )
         texts += answer_texts(processor, batch)
     return texts
 
@@ -206,7 +279,9 @@ def ask(model: nn.Module, processor: Any, images: Tensor, requests: str | Sequen
 def yes_probability(model: nn.Module, processor: Any, views: Views) -> Tensor:
     """P(yes) / (P(yes) + P(no)) [B] of the next token, in any spelling the tokenizer has (differentiable)."""
     table = processor.tokenizer.get_vocab()
-    sides = [[i for t, i in table.items() if t.strip("Ġ▁ ").lower() == word] for word in ("yes", "no")]
+    sides = [
+        [i for t, i in table.items() if t.strip("Ġ▁ ").lower() == word] for word in ("yes", "no")
+    ]
     if not all(sides):
         raise ValueError("the tokenizer has no token for yes or for no")
     log_probs = _scaled(_read(model, views, 1)[0], 1.0)

@@ -24,7 +24,9 @@ class WindowLM(nn.Module):
     """The next word from the last `window` ones (Bengio et al. 2003), with the interface of
     transformers' causal models: ids Long[B, L] -> logits [B, L, words]. Id 0 is padding."""
 
-    def __init__(self, words: int, generator: torch.Generator, width: int = 64, window: int = 3) -> None:
+    def __init__(
+        self, words: int, generator: torch.Generator, width: int = 64, window: int = 3
+    ) -> None:
         super().__init__()
         draw = partial(torch.randn, generator=generator)
         self.window = window
@@ -32,17 +34,23 @@ class WindowLM(nn.Module):
         self.out = nn.Parameter(0.1 * draw(words, width))
         self.bias = nn.Parameter(torch.zeros(words))
 
-    def forward(self, ids: Tensor, attention_mask: Tensor | None = None,
-                position_ids: Tensor | None = None, past_key_values: Tensor | None = None,
-                use_cache: bool = False) -> SimpleNamespace:
+    def forward(
+        self,
+        ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Tensor | None = None,
+        use_cache: bool = False,
+    ) -> SimpleNamespace:
         """past_key_values are the last `window` ids; attention_mask and position_ids change nothing."""
         n = ids.shape[1]
         seen = ids if past_key_values is None else torch.cat([past_key_values, ids], 1)
         wide = F.pad(seen, (self.window, 0))
         end = wide.shape[1]
-        hidden = sum(table[wide[:, end - n - k:end - k]] for k, table in enumerate(self.place))
-        return SimpleNamespace(logits=hidden.tanh() @ self.out.T + self.bias,
-                               past_key_values=seen[:, -self.window:])
+        hidden = sum(table[wide[:, end - n - k : end - k]] for k, table in enumerate(self.place))
+        return SimpleNamespace(
+            logits=hidden.tanh() @ self.out.T + self.bias, past_key_values=seen[:, -self.window :]
+        )
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,9 @@ class Writer:
     number: dict[str, int] = field(default_factory=dict, repr=False)
 
 
-def make_writer(names: Sequence[str], generator: torch.Generator, path: str | Path = "",
-                device: str = "cpu") -> Writer:
+def make_writer(
+    names: Sequence[str], generator: torch.Generator, path: str | Path = "", device: str = "cpu"
+) -> Writer:
     """An untrained WindowLM over `names`, or the language model at `path` (folder or hub id)."""
     if not path:
         return Writer(WindowLM(len(names), generator).to(device), tuple(names))
@@ -74,7 +83,9 @@ def encode(writer: Writer, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     if writer.tokenizer is None:
         return [[writer.end, *row] for row in rows]
     lines = [" ".join(writer.names[w] for w in row) for row in rows]
-    return [[writer.end, *writer.tokenizer(line, add_special_tokens=False).input_ids] for line in lines]
+    return [
+        [writer.end, *writer.tokenizer(line, add_special_tokens=False).input_ids] for line in lines
+    ]
 
 
 def whole_texts(writer: Writer, rows: Sequence[Sequence[int]]) -> TokenBatch:
@@ -86,7 +97,9 @@ def whole_texts(writer: Writer, rows: Sequence[Sequence[int]]) -> TokenBatch:
     return TokenBatch(ids, real, torch.zeros(ids[:, 1:].shape, device=device), 1.0)
 
 
-def prompts(writer: Writer, rows: Sequence[Sequence[int]], copies: int = 1) -> tuple[Tensor, Tensor]:
+def prompts(
+    writer: Writer, rows: Sequence[Sequence[int]], copies: int = 1
+) -> tuple[Tensor, Tensor]:
     """(ids Long[B, P], real Bool[B, P]) of rows of word ids, each `copies` times, neighbors."""
     ids, real = pad_left(encode(writer, rows), writer.pad)
     device = next(writer.model.parameters()).device
@@ -96,7 +109,9 @@ def prompts(writer: Writer, rows: Sequence[Sequence[int]], copies: int = 1) -> t
 def chat(writer: Writer, texts: Sequence[str], system: str) -> tuple[Tensor, Tensor]:
     """(ids Long[B, P], real Bool[B, P]) of a user's texts behind a system text, by the chat template of
     the writer's tokenizer, ready for the answer."""
-    said = [[{"role": "system", "content": system}, {"role": "user", "content": text}] for text in texts]
+    said = [
+        [{"role": "system", "content": system}, {"role": "user", "content": text}] for text in texts
+    ]
     rows = writer.tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=True)
     ids, real = pad_left(rows.input_ids, writer.pad)
     device = next(writer.model.parameters()).device
@@ -129,8 +144,14 @@ def surprise(writer: Writer, batch: TokenBatch, model: nn.Module | None = None) 
     return -logs.sum() / mask.sum()
 
 
-def learn(writer: Writer, rows: Sequence[Sequence[int]], steps: int, rate: float,
-          generator: torch.Generator, batch: int = 64) -> None:
+def learn(
+    writer: Writer,
+    rows: Sequence[Sequence[int]],
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+    batch: int = 64,
+) -> None:
     """Maximum likelihood on random rows of word ids, AdamW with a one-cycle rate.
 
     A window model takes all rows and never learns to write a blank; a real one, which would, is given
@@ -141,7 +162,9 @@ def learn(writer: Writer, rows: Sequence[Sequence[int]], steps: int, rate: float
     usable = [row for row in rows if writer.tokenizer is None or BLANK not in row]
     corpus = whole_texts(writer, usable)
     optimizer = torch.optim.AdamW(writer.model.parameters(), rate, (0.9, 0.98), weight_decay=0.3)
-    slow = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=max(0.1, 2 / steps))
+    slow = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, steps, pct_start=max(0.1, 2 / steps)
+    )
     for _ in range(steps):
         some = torch.randint(len(corpus.ids), (batch,), generator=generator).to(corpus.ids.device)
         optimizer.zero_grad()
@@ -150,8 +173,13 @@ def learn(writer: Writer, rows: Sequence[Sequence[int]], steps: int, rate: float
         slow.step()
 
 
-def imitate(writer: Writer, optimizer: torch.optim.Optimizer, batch: TokenBatch, steps: int,
-            chunk: int = 256) -> None:
+def imitate(
+    writer: Writer,
+    optimizer: torch.optim.Optimizer,
+    batch: TokenBatch,
+    steps: int,
+    chunk: int = 256,
+) -> None:
     """`steps` optimizer steps of maximum likelihood on the batch's answers, at temperature 1 whatever
     they were drawn at; the loss is the mean over all tokens, whatever the chunk."""
     batch, total = replace(batch, temperature=1.0), batch.mask.sum()
@@ -162,19 +190,38 @@ def imitate(writer: Writer, optimizer: torch.optim.Optimizer, batch: TokenBatch,
         optimizer.step()
 
 
-def write(writer: Writer, rows: Sequence[Sequence[int]], copies: int, new: int,
-          generator: torch.Generator, temperature: float = 1.0, chunk: int = 256,
-          model: nn.Module | None = None) -> tuple[TokenBatch, Tensor]:
+def write(
+    writer: Writer,
+    rows: Sequence[Sequence[int]],
+    copies: int,
+    new: int,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    chunk: int = 256,
+    model: nn.Module | None = None,
+) -> tuple[TokenBatch, Tensor]:
     """(batch, words Long[B, L]): `copies` answers of up to `new` tokens to each of the rows of word ids,
     neighbors, by the writer's model or another one; the log-probs are left at 0."""
     ids, real = prompts(writer, rows, copies)
-    batch = generate(model or writer.model, ids, new, generator, temperature, writer.end, writer.pad,
-                     real, chunk, score=False)
+    batch = generate(
+        model or writer.model,
+        ids,
+        new,
+        generator,
+        temperature,
+        writer.end,
+        writer.pad,
+        real,
+        chunk,
+        score=False,
+    )
     return batch, words_of(writer, batch)
 
 
 @torch.no_grad()
-def log_probs(writer: Writer, batch: TokenBatch, chunk: int = 256, model: nn.Module | None = None) -> Tensor:
+def log_probs(
+    writer: Writer, batch: TokenBatch, chunk: int = 256, model: nn.Module | None = None
+) -> Tensor:
     """Log-probs [B, T] of the answers at temperature 1 under the writer's model or another one, without
     a graph."""
     batch = replace(batch, temperature=1.0)

@@ -1,35 +1,36 @@
-"""From scores to an update: advantages, losses, anchors, weighted regression, games, update rules.
-"""
+"""From scores to an update: advantages, losses, anchors, weighted regression, games, update rules."""
 
 from rlgenkit._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {
-    "advantages": (
-        "PromptTracker batch_advantages group_advantages group_moments nonzero_rows "
-        "standardize_then_sum"
-    ),
-    "ema": "Ema",
-    "games": (
-        "antisymmetric both_orders exploitability group_win_rates "
-        "minimax_winner solve_game win_rates"
-    ),
-    "losses": (
-        "Clip anchor_terms anchor_weights clipped_ratio kl_k3 "
-        "ppo_clip_loss ppo_clip_terms ratio_stats reinforce reinforce_loss reinforce_terms "
-        "velocity_mse"
-    ),
-    "pareto": "dominance hypervolume pareto_mask pareto_weights",
-    "regression": (
-        "nft_decay nft_loss nft_optimality nft_terms "
-        "rwr_weights weighted_denoising_loss"
-    ),
-    "selection": (
-        "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
-    ),
-    "tabular": (
-        "discounted_visits implicit_hypergradient potential_shaping reinforce_gradients "
-        "sample_walks softmax_gradient"
-    ),
-    "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
-    "updates": "Replay make_optimizer policy_gradient_update policy_update",
-})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "advantages": (
+            "PromptTracker batch_advantages group_advantages group_moments nonzero_rows "
+            "standardize_then_sum"
+        ),
+        "ema": "Ema",
+        "games": (
+            "antisymmetric both_orders exploitability group_win_rates "
+            "minimax_winner solve_game win_rates"
+        ),
+        "losses": (
+            "Clip anchor_terms anchor_weights clipped_ratio kl_k3 "
+            "ppo_clip_loss ppo_clip_terms ratio_stats reinforce reinforce_loss reinforce_terms "
+            "velocity_mse"
+        ),
+        "pareto": "dominance hypervolume pareto_mask pareto_weights",
+        "regression": (
+            "nft_decay nft_loss nft_optimality nft_terms rwr_weights weighted_denoising_loss"
+        ),
+        "selection": (
+            "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
+        ),
+        "tabular": (
+            "discounted_visits implicit_hypergradient potential_shaping reinforce_gradients "
+            "sample_walks softmax_gradient"
+        ),
+        "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
+        "updates": "Replay make_optimizer policy_gradient_update policy_update",
+    },
+)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def stacked_net(sizes: Sequence[int], generators: Sequence[torch.Generator], copies: int = 1,
-                head: float = 1.0) -> list[Tensor]:
+def stacked_net(
+    sizes: Sequence[int], generators: Sequence[torch.Generator], copies: int = 1, head: float = 1.0
+) -> list[Tensor]:
     """Weights [N, I, O] and biases [N, 1, O], in turn, of N = copies * len(generators) networks.
 
     Orthogonal with gain sqrt(2), the last layer with gain `head`, biases 0. Network n draws from
@@ -23,8 +24,9 @@ def stacked_net(sizes: Sequence[int], generators: Sequence[torch.Generator], cop
     net, last = [], len(sizes) - 2
     for k, (i, o) in enumerate(zip(sizes, sizes[1:])):
         gain = head if k == last else math.sqrt(2)
-        weight = torch.stack([torch.nn.init.orthogonal_(torch.empty(o, i), gain, generator=g).T
-                              for g in generators])
+        weight = torch.stack(
+            [torch.nn.init.orthogonal_(torch.empty(o, i), gain, generator=g).T for g in generators]
+        )
         net += [weight.repeat(copies, 1, 1), torch.zeros(copies * len(generators), 1, o)]
     return [w.requires_grad_() for w in net]
 
@@ -38,15 +40,17 @@ def stacked_forward(net: Sequence[Tensor], x: Tensor, slope: float = 0.0) -> Ten
     return x
 
 
-def smoothed_action(actions: Tensor, generator: torch.Generator, std: float = 0.2,
-                    clip: float = 0.5) -> Tensor:
+def smoothed_action(
+    actions: Tensor, generator: torch.Generator, std: float = 0.2, clip: float = 0.5
+) -> Tensor:
     """Target actions [..., A] plus clipped Gaussian noise, kept in [-1, 1] (TD3, eq. 14)."""
     noise = std * torch.randn(actions.shape, generator=generator)
     return (actions + noise.clamp(-clip, clip)).clamp(-1, 1)
 
 
-def td_target(rewards: Tensor, q1: Tensor, q2: Tensor, discount: float = 0.99,
-              pessimism: float = 1.0) -> Tensor:
+def td_target(
+    rewards: Tensor, q1: Tensor, q2: Tensor, discount: float = 0.99, pessimism: float = 1.0
+) -> Tensor:
     """rewards + discount * (w min(q1, q2) + (1 - w) max(q1, q2)), all [...]; w = pessimism in 0..1.
 
     w = 1 is TD3's minimum (eq. 10). q1 and q2 are the target critics at the next state.

@@ -80,8 +80,7 @@ def group_advantages(
 def batch_advantages(
     values: Tensor, eps: float = 1e-8, clamp: float | None = 5.0, valid: Tensor | None = None
 ) -> Tensor:
-    """(r - batch mean) / (batch std + eps) for values [B] -> float32 [B] (DDPO without tracking).
-    """
+    """(r - batch mean) / (batch std + eps) for values [B] -> float32 [B] (DDPO without tracking)."""
     one_group = torch.zeros_like(values, dtype=torch.long)
     return group_advantages(values, one_group, "group", eps, clamp, valid)
 
@@ -142,8 +141,7 @@ class PromptTracker:
         clamp: float | None = 5.0,
         valid: Tensor | None = None,
     ) -> Tensor:
-        """Insert values [B] under their keys (prompt texts or ids), return advantages float32 [B].
-        """
+        """Insert values [B] under their keys (prompt texts or ids), return advantages float32 [B]."""
         if len(keys) != len(values):
             raise ValueError(f"{len(keys)} keys for {len(values)} values")
         mask = _valid(values, valid)

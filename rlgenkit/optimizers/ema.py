@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """Averages of a fixed list of parameters: average <- decay * average + (1 - decay) * parameter.
-    """
+    """Averages of a fixed list of parameters: average <- decay * average + (1 - decay) * parameter."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float = 0.9) -> None:
         if not 0 <= decay < 1:

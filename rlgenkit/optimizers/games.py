@@ -11,16 +11,17 @@ from torch import Tensor
 
 
 def antisymmetric(payoff: Tensor, atol: float = 1e-6) -> Tensor:
-    """The payoff [..., K, K] itself, or ValueError where P + P^T is not 0 or an entry not finite.
-    """
+    """The payoff [..., K, K] itself, or ValueError where P + P^T is not 0 or an entry not finite."""
     if payoff.ndim < 2 or payoff.shape[-1] != payoff.shape[-2] or payoff.shape[-1] == 0:
         raise ValueError(f"payoff must be [..., K, K] with K >= 1, got {list(payoff.shape)}")
     if not torch.isfinite(payoff).all():
         raise ValueError("payoff holds nan or infinite entries")
     gap = float((payoff + payoff.mT).abs().max())
     if gap > atol:
-        raise ValueError(f"payoff is not antisymmetric, P + P^T reaches {gap:.3g}: ask the judge "
-                         "in both orders and take both_orders")
+        raise ValueError(
+            f"payoff is not antisymmetric, P + P^T reaches {gap:.3g}: ask the judge "
+            "in both orders and take both_orders"
+        )
     return payoff
 
 
@@ -92,9 +93,15 @@ def _maximin(game: Tensor) -> tuple[Tensor, float]:
 
     k, m = game.shape
     goal = np.r_[np.zeros(k), -1.0]  # variables: the mixture and v
-    found = linprog(goal, A_ub=np.c_[-game.numpy().T, np.ones(m)], b_ub=np.zeros(m),
-                    A_eq=np.r_[np.ones(k), 0.0][None], b_eq=[1.0],
-                    bounds=[(0, None)] * k + [(None, None)], method="highs")
+    found = linprog(
+        goal,
+        A_ub=np.c_[-game.numpy().T, np.ones(m)],
+        b_ub=np.zeros(m),
+        A_eq=np.r_[np.ones(k), 0.0][None],
+        b_eq=[1.0],
+        bounds=[(0, None)] * k + [(None, None)],
+        method="highs",
+    )
     if not found.success:
         raise ValueError(f"the linear program was not solved: {found.message}")
     mixture = torch.from_numpy(found.x[:k]).clamp(min=0)
@@ -104,6 +111,7 @@ def _maximin(game: Tensor) -> tuple[Tensor, float]:
 def _check_policy(policy: Tensor, size: int) -> None:
     if policy.shape[-1] != size:
         raise ValueError(f"policy must be [..., {size}], got {list(policy.shape)}")
-    if (policy < 0).any() or not torch.allclose(policy.sum(-1).double(), torch.tensor(1.0).double(),
-                                                atol=1e-4):
+    if (policy < 0).any() or not torch.allclose(
+        policy.sum(-1).double(), torch.tensor(1.0).double(), atol=1e-4
+    ):
         raise ValueError("policy must hold probabilities that add up to 1")

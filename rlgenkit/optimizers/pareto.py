@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 
-def dominance(
-    scores: Tensor, groups: Tensor | None = None, valid: Tensor | None = None
-) -> Tensor:
+def dominance(scores: Tensor, groups: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
     """Bool[N, N]: entry [i, j] says that i dominates j; N^2 M comparisons.
 
     groups Long[N] (None: one group); valid Bool[N]: an invalid row neither dominates nor is

@@ -38,9 +38,7 @@ def dominance_labels(scores: Tensor, pairs: Tensor) -> Tensor:
     return wins.float() - losses.float()
 
 
-def reference_log_probs(
-    kind: str, rollout: Tensor, pretrained: Callable[[], Tensor]
-) -> Tensor:
+def reference_log_probs(kind: str, rollout: Tensor, pretrained: Callable[[], Tensor]) -> Tensor:
     """Log-probs [K, B] of the reference policy, detached.
 
     "round_start": the policy that drew the pictures, whose log-probs the rollout has stored; it moves
@@ -69,7 +67,11 @@ def clipped_log_ratio(log_probs: Tensor, reference: Tensor, clip: Clip | None) -
 
 
 def step_dpo_terms(
-    log_probs: Tensor, reference: Tensor, pairs: Tensor, labels: Tensor, beta: float = 0.1,
+    log_probs: Tensor,
+    reference: Tensor,
+    pairs: Tensor,
+    labels: Tensor,
+    beta: float = 0.1,
     clip: Clip | None = 0.1,
 ) -> Tensor:
     """-log sigmoid(beta h (log rho_first - log rho_second)) per step and pair, [K, P]; h = labels.
@@ -166,9 +168,16 @@ def step_dpo_update(
             terms = step_dpo_terms(new, old, local, chosen[own], beta, clip)
             (terms.sum() / (len(steps) * len(pairs))).backward()
             wide = clip if clip is not None else (0.999999, math.inf)
-            seen.append((terms.detach().sum(), len(own), len(rows),
-                         implicit_accuracy(new, old, local, chosen[own]),
-                         silenced_share(new, old, wide), (new - old).detach().abs().mean()))
+            seen.append(
+                (
+                    terms.detach().sum(),
+                    len(own),
+                    len(rows),
+                    implicit_accuracy(new, old, local, chosen[own]),
+                    silenced_share(new, old, wide),
+                    (new - old).detach().abs().mean(),
+                )
+            )
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError("the gradient of the preference loss is not finite")
@@ -182,14 +191,17 @@ def _check_finite(log_probs: Tensor, steps: Tensor, rows: Tensor) -> None:
     bad = (~torch.isfinite(log_probs.detach())).nonzero()
     if len(bad):
         k, b = bad[0].tolist()
-        raise FloatingPointError(f"non-finite log-prob at step {int(steps[k])}, picture "
-                                 f"{int(rows[b])}: check the stored path and the network")
+        raise FloatingPointError(
+            f"non-finite log-prob at step {int(steps[k])}, picture "
+            f"{int(rows[b])}: check the stored path and the network"
+        )
 
 
 def _summary(seen: list[tuple], steps: int, pairs: int, norm: Tensor) -> dict[str, float]:
     """Means over terms: by pair for loss and accuracy, by picture for the rest."""
     loss, count, rows, accuracy, silenced, drift = (
-        torch.tensor([float(x) for x in column], dtype=torch.float64) for column in zip(*seen))
+        torch.tensor([float(x) for x in column], dtype=torch.float64) for column in zip(*seen)
+    )
     ties = (pairs - count.sum()) * math.log(2)
     return {
         "loss": float(loss.sum() / steps + ties) / pairs,

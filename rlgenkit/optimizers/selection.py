@@ -37,24 +37,28 @@ def best_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep:
     return rows[place - begin < keep]
 
 
-def best_of_group(values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None) -> Tensor:
+def best_of_group(
+    values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None
+) -> Tensor:
     """`best_of_k` in another order of arguments."""
     return best_of_k(values, groups, valid, keep=k)
 
 
-def top_fraction(scores: Tensor, groups: Tensor, valid: Tensor | None = None,
-                 share: float = 0.125) -> Tensor:
+def top_fraction(
+    scores: Tensor, groups: Tensor, valid: Tensor | None = None, share: float = 0.125
+) -> Tensor:
     """Rows Long[R] of the best `share` of all valid samples, whatever their group, best first
     (RAFT's global ranking); at least one. Ties as in `best_of_k`."""
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
     rows = _falling(scores, groups, valid)
-    return rows[:max(1, round(share * len(rows)))]
+    return rows[: max(1, round(share * len(rows)))]
 
 
 def then(first: Selector, second: Selector) -> Selector:
     """The selector that asks `second` about the rows that `first` kept (for RAFT on diffusion models:
     the best of each prompt, then the best share of these winners)."""
+
     def both(scores: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
         rows = first(scores, groups, valid)
         return rows[second(scores[rows], groups[rows], None)]
@@ -62,7 +66,9 @@ def then(first: Selector, second: Selector) -> Selector:
     return both
 
 
-def penalized(scores: Tensor, log_probs: Tensor, reference_log_probs: Tensor, beta: float) -> Tensor:
+def penalized(
+    scores: Tensor, log_probs: Tensor, reference_log_probs: Tensor, beta: float
+) -> Tensor:
     """Scores [B] to rank by: r - beta (log p - log p_ref), log-probs [B] of whole samples, detached
     (RAFT's KL variant: Dong et al. 2023, section 3)."""
     if beta < 0:
@@ -81,7 +87,8 @@ def selection_weights(rows: Tensor, count: int) -> Tensor:
 def _falling(scores: Tensor, groups: Tensor, valid: Tensor | None) -> Tensor:
     """The valid rows by falling score; equal scores in the order of rows."""
     if scores.ndim != 1 or groups.shape != scores.shape:
-        raise ValueError(f"scores and groups must both be [B], got {list(scores.shape)} and "
-                         f"{list(groups.shape)}")
+        raise ValueError(
+            f"scores and groups must both be [B], got {list(scores.shape)} and {list(groups.shape)}"
+        )
     rows = _valid(scores, valid).nonzero()[:, 0]
     return rows[scores[rows].argsort(descending=True, stable=True)]

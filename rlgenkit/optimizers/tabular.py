@@ -10,8 +10,9 @@ from torch import Tensor
 Parts = list[Tensor] | tuple[Tensor, ...]
 
 
-def discounted_visits(transitions: Tensor, policy: Tensor, starts: Tensor,
-                      discount: float) -> Tensor:
+def discounted_visits(
+    transitions: Tensor, policy: Tensor, starts: Tensor, discount: float
+) -> Tensor:
     """Expected visits [..., S]: sum over t of discount^t P(S_t = s), by one linear solve.
 
     transitions [S, A, S]; policy [..., S, A]; starts [S], the distribution of the first state;
@@ -24,8 +25,9 @@ def discounted_visits(transitions: Tensor, policy: Tensor, starts: Tensor,
     return torch.linalg.solve(back, starts.expand(flow.shape[:-1]))
 
 
-def softmax_gradient(logits: Tensor, action_values: Tensor, visits: Tensor,
-                     behavior: Tensor | None = None) -> Tensor:
+def softmax_gradient(
+    logits: Tensor, action_values: Tensor, visits: Tensor, behavior: Tensor | None = None
+) -> Tensor:
     """Expected REINFORCE update [..., S, A] of softmax logits: visits * sum_a b(a) Q(a) psi(a).
 
     action_values [..., S, A] and visits [..., S] of the acting policy; psi is the gradient of
@@ -40,8 +42,9 @@ def softmax_gradient(logits: Tensor, action_values: Tensor, visits: Tensor,
     return push - policy * push.sum(-1, keepdim=True)
 
 
-def potential_shaping(before: Tensor, after: Tensor, discount: float | Tensor,
-                      ended: Tensor | None = None) -> Tensor:
+def potential_shaping(
+    before: Tensor, after: Tensor, discount: float | Tensor, ended: Tensor | None = None
+) -> Tensor:
     """Shaping rewards discount * Phi(s') - Phi(s) of transitions (Ng et al. 1999).
 
     before, after [...]: potentials at both ends of a transition, or their expectations; ended
@@ -53,8 +56,9 @@ def potential_shaping(before: Tensor, after: Tensor, discount: float | Tensor,
     return discount * after - before
 
 
-def sample_walks(transitions: Tensor, policy: Tensor, first: int, noise: Tensor
-                 ) -> tuple[Tensor, Tensor]:
+def sample_walks(
+    transitions: Tensor, policy: Tensor, first: int, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """(states Long[T + 1, M, N], actions Long[T, M, N]) of N walks of T moves from state `first`.
 
     policy [M, S, A]; noise [T, N, 2], uniform in 0..1, for actions and moves: policies share it.
@@ -68,8 +72,9 @@ def sample_walks(transitions: Tensor, policy: Tensor, first: int, noise: Tensor
     return torch.stack(states), torch.stack(actions)
 
 
-def reinforce_gradients(policy: Tensor, states: Tensor, actions: Tensor, rewards: Tensor,
-                        discount: float) -> Tensor:
+def reinforce_gradients(
+    policy: Tensor, states: Tensor, actions: Tensor, rewards: Tensor, discount: float
+) -> Tensor:
     """The REINFORCE estimate of each walk [M, N, S, A]: sum_t discount^t psi_t (return from t on).
 
     policy [M, S, A] softmax of the logits; states Long[T, M, N] or longer, actions and rewards
@@ -89,8 +94,15 @@ def reinforce_gradients(policy: Tensor, states: Tensor, actions: Tensor, rewards
     return found - policy[:, None] * total[..., None]
 
 
-def implicit_hypergradient(update: Parts, params: Parts, slopes: Parts, phi: Parts, terms: int,
-                           safety: float = 0.5, power: int = 20) -> Parts:
+def implicit_hypergradient(
+    update: Parts,
+    params: Parts,
+    slopes: Parts,
+    phi: Parts,
+    terms: int,
+    safety: float = 0.5,
+    power: int = 20,
+) -> Parts:
     """-(d update / d phi)^T H^-T slopes, H = d update / d params: the gradient in phi of what an
     inner loop returns that ends where its update is 0 (implicit function theorem).
 
@@ -99,6 +111,7 @@ def implicit_hypergradient(update: Parts, params: Parts, slopes: Parts, phi: Par
     H^-T is a Neumann series of `terms` terms with step safety / |H|, |H| by `power` iterations:
     it converges for an H with eigenvalues below 0 where safety < 2. One Jacobian product a term.
     """
+
     def size(parts):
         return sum(x.flatten(1).square().sum(1) for x in parts).sqrt() + 1e-12
 

@@ -57,11 +57,14 @@ def average_of(mask: Tensor, average: str | int) -> Average:
         return Average(count.clamp(min=1).float(), (count > 0).sum())
     if isinstance(average, int) and average >= 1:
         return Average(one, torch.tensor(len(mask) * average))
-    raise ValueError(f"average must be 'token', 'sequence' or a length of at least 1, got {average!r}")
+    raise ValueError(
+        f"average must be 'token', 'sequence' or a length of at least 1, got {average!r}"
+    )
 
 
-def masked_mean(terms: Tensor, mask: Tensor, average: str = "token",
-                length: int | None = None) -> Tensor:
+def masked_mean(
+    terms: Tensor, mask: Tensor, average: str = "token", length: int | None = None
+) -> Tensor:
     """One number from terms [B, T] under the mask.
 
     "token": every token of the batch counts the same (DAPO). "sequence": mean over each sample's
@@ -84,8 +87,9 @@ def masked_mean(terms: Tensor, mask: Tensor, average: str = "token",
     return (kept.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
 
 
-def rewards_to_go(rewards: Tensor, mask: Tensor, penalties: Tensor | None = None,
-                  beta: float = 0.0) -> Tensor:
+def rewards_to_go(
+    rewards: Tensor, mask: Tensor, penalties: Tensor | None = None, beta: float = 0.0
+) -> Tensor:
     """Return of each token [B, T], without discount: the reward [B] counts at a sample's last
     token, -beta * penalties [B, T] (log p - log p_ref, detached here) at each one; 0 off the mask.
     """
@@ -105,9 +109,15 @@ def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     return torch.where(mask, (values.double() - known.mean()) / (spread + eps), 0.0).float()
 
 
-def token_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor,
-                      clip: Clip | None = 0.2, average: str = "token",
-                      length: int | None = None) -> Tensor:
+def token_policy_loss(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: Clip | None = 0.2,
+    average: str = "token",
+    length: int | None = None,
+) -> Tensor:
     """Clipped policy loss (scalar); advantages [B], or [B, T] where tokens differ.
 
     clip None is REINFORCE and right on the policy's own samples only. Every token's ratio is a term
@@ -122,8 +132,13 @@ def token_policy_loss(log_probs: Tensor, old_log_probs: Tensor, advantages: Tens
     return masked_mean(ppo_clip_terms(log_probs, old, advantages, clip), mask, average, length)
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, reference_chosen: Tensor,
-             reference_rejected: Tensor, beta: float = 0.1) -> Tensor:
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    beta: float = 0.1,
+) -> Tensor:
     """DPO (Rafailov et al. 2023, eq. 7): scalar, from sums of log-probs [B] of whole answers."""
     margin = (chosen - rejected) - (reference_chosen - reference_rejected)
     return -F.logsigmoid(beta * margin).mean()

@@ -30,8 +30,9 @@ def local_slope(f: Logit, points: Tensor, create_graph: bool = False) -> Tensor:
     return (input_gradient(f, points, create_graph).square().sum(-1) + 1e-12).sqrt()
 
 
-def gradient_penalty(f: Logit, points: Tensor, target: float = 1.0,
-                     one_sided: bool | Tensor = False) -> Tensor:
+def gradient_penalty(
+    f: Logit, points: Tensor, target: float = 1.0, one_sided: bool | Tensor = False
+) -> Tensor:
     """(slope - target)^2 [...] at points [..., D]; one-sided: only slopes above target cost.
 
     one_sided may be a Bool tensor that broadcasts to [...]. Two-sided: Gulrajani et al. 2017, eq. 3.
@@ -40,8 +41,9 @@ def gradient_penalty(f: Logit, points: Tensor, target: float = 1.0,
     return torch.where(torch.as_tensor(one_sided), excess.clamp(min=0), excess) ** 2
 
 
-def penalty_points(expert: Tensor, policy: Tensor, place: str, generator: torch.Generator,
-                   noise: float = 1.0) -> Tensor:
+def penalty_points(
+    expert: Tensor, policy: Tensor, place: str, generator: torch.Generator, noise: float = 1.0
+) -> Tensor:
     """Points [..., B, D] where the penalty acts, from pairs expert and policy [..., B, D].
 
     wgan: between them, with a fraction of its own for every coordinate; dragan: around the
@@ -50,16 +52,19 @@ def penalty_points(expert: Tensor, policy: Tensor, place: str, generator: torch.
     if place not in PLACES:
         raise ValueError(f"place must be one of {', '.join(PLACES)}, not {place!r}")
     if expert.shape != policy.shape:
-        raise ValueError(f"expert {list(expert.shape)} and policy {list(policy.shape)} points must "
-                         "have the same shape")
+        raise ValueError(
+            f"expert {list(expert.shape)} and policy {list(policy.shape)} points must "
+            "have the same shape"
+        )
     if place == "wgan":
         return policy + torch.rand(expert.shape, generator=generator) * (expert - policy)
     middle = expert if place == "dragan" else policy
     return middle + noise * torch.randn(middle.shape, generator=generator)
 
 
-def discriminator_loss(expert: Tensor, policy: Tensor, labels: Tensor | float = 1.0,
-                       entropy: float = 1e-3) -> Tensor:
+def discriminator_loss(
+    expert: Tensor, policy: Tensor, labels: Tensor | float = 1.0, entropy: float = 1e-3
+) -> Tensor:
     """Cross-entropy [...] of expert logits [..., B] as `labels`, policy logits [..., C] as 0,
     minus `entropy` times the mean entropy of the predictions. Labels other than 1 smooth.
     """

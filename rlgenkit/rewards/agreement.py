@@ -99,8 +99,9 @@ def bootstrap_over_items(
 def _columns(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
-        raise ValueError(f"two columns of equal length >= 2 are needed, got {list(a.shape)} and "
-                         f"{list(b.shape)}")
+        raise ValueError(
+            f"two columns of equal length >= 2 are needed, got {list(a.shape)} and {list(b.shape)}"
+        )
     if not (a.isfinite().all() and b.isfinite().all()):
         raise ValueError("scores and truths must be finite; leave unanswered items out")
     return a, b

@@ -41,7 +41,9 @@ def features(words: Tensor, size: int, pairs: Tensor, presence: bool = False) ->
         codes = words[:, :-1] * size + words[:, 1:]
         place = torch.searchsorted(pairs, codes.contiguous()).clamp(max=len(pairs) - 1)
         known = (pairs[place] == codes).float()
-        found = torch.cat([found, torch.zeros(len(words), len(pairs)).scatter_add_(1, place, known)], 1)
+        found = torch.cat(
+            [found, torch.zeros(len(words), len(pairs)).scatter_add_(1, place, known)], 1
+        )
     return found.clamp(max=1) if presence else found
 
 
@@ -52,8 +54,15 @@ def frequent_pairs(words: Tensor, size: int, count: int) -> Tensor:
     return codes[often.argsort(descending=True, stable=True)[:count]].sort().values
 
 
-def fit_word_score(words: Tensor, ratings: Tensor, size: int, strength: float, pairs: Tensor | None = None,
-                   presence: bool = False, limit: float = float("inf")) -> WordScore:
+def fit_word_score(
+    words: Tensor,
+    ratings: Tensor,
+    size: int,
+    strength: float,
+    pairs: Tensor | None = None,
+    presence: bool = False,
+    limit: float = float("inf"),
+) -> WordScore:
     """Ridge regression of ratings [N] on words Long[N, L] over a vocabulary of `size` words.
 
     A word or pair that never occurs gets the weight 0. ValueError for strength <= 0.

@@ -93,12 +93,18 @@ def fit_feedback(
     """
     from scipy.optimize import minimize
 
-    _, k, n = (v.numpy() for v in _feedback(torch.as_tensor(trials).double(),
-                                            torch.as_tensor(positives), torch.as_tensor(trials)))
+    _, k, n = (
+        v.numpy()
+        for v in _feedback(
+            torch.as_tensor(trials).double(), torch.as_tensor(positives), torch.as_tensor(trials)
+        )
+    )
     x = features.numpy() if isinstance(features, Tensor) else features
     if x.shape[0] != len(n) or ridge <= 0:
-        raise ValueError(f"one row of features per item and ridge > 0 are needed, got {x.shape[0]} "
-                         f"rows for {len(n)} items and {ridge}")
+        raise ValueError(
+            f"one row of features per item and ridge > 0 are needed, got {x.shape[0]} "
+            f"rows for {len(n)} items and {ridge}"
+        )
     if not 0 < k.sum() < n.sum():
         raise ValueError("all votes are equal; a model of reactions needs both kinds")
 
@@ -127,8 +133,10 @@ def _feedback(values: Tensor, positives: Tensor, trials: Tensor) -> tuple[Tensor
     """All three as float64 [N], or a ValueError."""
     v, k, n = (x.detach().cpu().double() for x in (values, positives, trials))
     if v.ndim != 1 or not v.shape == k.shape == n.shape or not len(v):
-        raise ValueError(f"values, positives and trials must be [N] with N >= 1, got "
-                         f"{list(v.shape)}, {list(k.shape)} and {list(n.shape)}")
+        raise ValueError(
+            f"values, positives and trials must be [N] with N >= 1, got "
+            f"{list(v.shape)}, {list(k.shape)} and {list(n.shape)}"
+        )
     if not v.isfinite().all():
         raise ValueError("a predicted value is not finite")
     if (k < 0).any() or (k > n).any() or (n <= 0).any():

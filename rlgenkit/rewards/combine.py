@@ -24,9 +24,7 @@ def weighted_sum(parts: Sequence[Scores], weights: Sequence[float]) -> Scores:
     return scored(total, valid.all(0))
 
 
-def standardized_sum(
-    parts: Sequence[Scores], weights: Sequence[float], groups: Tensor
-) -> Scores:
+def standardized_sum(parts: Sequence[Scores], weights: Sequence[float], groups: Tensor) -> Scores:
     """sum_k w_k z_k, z_k standardized over the valid samples of the group.
 
     groups Long[B]. Equal weights then mean equal say, whatever the units (MixGRPO adds
@@ -89,9 +87,7 @@ def standardize(
     return scored(torch.where(flat[index], 0.0, centered / (std[index] + eps)), scores.valid)
 
 
-def effective_weights(
-    parts: Sequence[Scores], weights: Sequence[float], groups: Tensor
-) -> Tensor:
+def effective_weights(parts: Sequence[Scores], weights: Sequence[float], groups: Tensor) -> Tensor:
     """Share [K] of each part in the spread that the advantages see; sums to 1.
 
     |w_k| times the root mean square over groups of the within-group std. A raw sum of rewards

@@ -175,16 +175,19 @@ def _pairs_of(
         looks = [torch.tensor([s.look for s in part]) for part in (scenes, edited)]
         truth = _sign(aesthetic_truth(looks[1]) - aesthetic_truth(looks[0]), 1e-6)
     elif edit == "duplicate object":
-        edited = [_with(s, _placed(s, s.stickers[0].kind, s.stickers[0].color, generator))
-                  for s in scenes]
+        edited = [
+            _with(s, _placed(s, s.stickers[0].kind, s.stickers[0].color, generator)) for s in scenes
+        ]
     elif edit == "object removed":
         edited = [_restuck(s, s.stickers[1:]) for s in scenes]
     elif edit == "digit pasted":
         # The original already misses a thing, so the digit does not spoil a right count.
         counts = [p.groups[0].count for p in prompts]
         scenes = [_restuck(s, s.stickers[1:]) for s in scenes]
-        edited = [_with(s, _placed(s, DIGITS[n - 1], s.stickers[0].color, generator))
-                  for s, n in zip(scenes, counts, strict=True)]
+        edited = [
+            _with(s, _placed(s, DIGITS[n - 1], s.stickers[0].color, generator))
+            for s, n in zip(scenes, counts, strict=True)
+        ]
     else:
         edited = [_restuck(s, ()) for s in scenes]
     return Pairs(edit, render(scenes), render(edited), tuple(prompts), truth)

@@ -117,9 +117,12 @@ def _stated(text: str, key: str, labels: Sequence[str]) -> int | None:
     order = sorted(range(len(labels)), key=lambda i: -len(labels[i]))
     found = set()
     for place in re.finditer(spot, text, flags=re.IGNORECASE):
-        rest = text[place.end():]
-        hits = [i for i in order
-                if re.match(rf"{re.escape(labels[i].strip())}(?!\w)", rest, flags=re.IGNORECASE)]
+        rest = text[place.end() :]
+        hits = [
+            i
+            for i in order
+            if re.match(rf"{re.escape(labels[i].strip())}(?!\w)", rest, flags=re.IGNORECASE)
+        ]
         found.add(hits[0] if hits else None)
     return found.pop() if len(found) == 1 else None
 
@@ -127,8 +130,9 @@ def _stated(text: str, key: str, labels: Sequence[str]) -> int | None:
 def scalar_scores(texts: Sequence[str], form: Scale) -> Scores:
     """Scores [B] of one answer a sample, mapped from the scale to 0..1."""
     readings = [parse_judgment(text, form).value for text in texts]
-    return _scores([None if v is None else (v - form.low) / (form.high - form.low)
-                    for v in readings])
+    return _scores(
+        [None if v is None else (v - form.low) / (form.high - form.low) for v in readings]
+    )
 
 
 def mean_scores(answers: Sequence[Sequence[str]], form: Scale, at_least: int = 1) -> Scores:
@@ -146,8 +150,9 @@ def mean_scores(answers: Sequence[Sequence[str]], form: Scale, at_least: int = 1
     return _scores(means)
 
 
-def checklist_scores(texts: Sequence[str], form: Checklist,
-                     weights: Sequence[float] | None = None) -> Scores:
+def checklist_scores(
+    texts: Sequence[str], form: Checklist, weights: Sequence[float] | None = None
+) -> Scores:
     """Scores [B] in 0..1: weighted share of the items answered with yes (equal weights if None).
 
     One unreadable item drops the sample; counting it as "no" would be a default score.
@@ -156,9 +161,14 @@ def checklist_scores(texts: Sequence[str], form: Checklist,
     if len(weights) != len(form.items) or min(weights) < 0 or not sum(weights) > 0:
         raise ValueError(f"{len(form.items)} items need as many weights >= 0, not all 0")
     readings = [parse_judgment(text, form).value for text in texts]
-    return _scores([None if v is None else
-                    math.fsum(w for w, yes in zip(weights, v) if yes) / math.fsum(weights)
-                    for v in readings])
+    return _scores(
+        [
+            None
+            if v is None
+            else math.fsum(w for w, yes in zip(weights, v) if yes) / math.fsum(weights)
+            for v in readings
+        ]
+    )
 
 
 def choice_indices(texts: Sequence[str], form: Choice) -> tuple[Tensor, Tensor]:
@@ -168,8 +178,9 @@ def choice_indices(texts: Sequence[str], form: Choice) -> tuple[Tensor, Tensor]:
     return torch.tensor([v or 0 for v in readings], dtype=torch.long), readable
 
 
-def pairwise_scores(shown_first: Sequence[str], shown_second: Sequence[str],
-                    form: Choice) -> tuple[Scores, Tensor]:
+def pairwise_scores(
+    shown_first: Sequence[str], shown_second: Sequence[str], form: Choice
+) -> tuple[Scores, Tensor]:
     """(preference for A [B] in {0, 1/2, 1}; same Bool[B]) from a judge asked in both orders.
 
     shown_first: its answers when A stood first, shown_second: when A stood second. labels[0] names
@@ -177,7 +188,9 @@ def pairwise_scores(shown_first: Sequence[str], shown_second: Sequence[str],
     a sample ends at 1/2, with `same` False. One unreadable answer drops the pair.
     """
     if len(shown_first) != len(shown_second):
-        raise ValueError(f"{len(shown_first)} answers in one order, {len(shown_second)} in the other")
+        raise ValueError(
+            f"{len(shown_first)} answers in one order, {len(shown_second)} in the other"
+        )
     if len(form.labels) > 3:
         raise ValueError("a pairwise judge has two labels, or three with a tie")
     share = torch.tensor([1.0, 0.0, 0.5])
@@ -188,5 +201,6 @@ def pairwise_scores(shown_first: Sequence[str], shown_second: Sequence[str],
 
 def _scores(values: list[float | None]) -> Scores:
     valid = torch.tensor([v is not None for v in values], dtype=torch.bool)
-    return scored(torch.tensor([math.nan if v is None else v for v in values],
-                               dtype=torch.float32), valid)
+    return scored(
+        torch.tensor([math.nan if v is None else v for v in values], dtype=torch.float32), valid
+    )

@@ -16,20 +16,25 @@ FLOOR = 1e-6  # keeps square roots away from 0, and the error reward above it
 def _checked(scores: Tensor, truth: Tensor, valid: Tensor | None) -> Tensor:
     valid = torch.ones_like(scores, dtype=torch.bool) if valid is None else valid
     if scores.ndim != 2 or truth.shape != scores.shape[:1] or valid.shape != scores.shape:
-        raise ValueError(f"scores [N, K] need truth [N] and valid [N, K], got {list(scores.shape)}, "
-                         f"{list(truth.shape)} and {list(valid.shape)}")
+        raise ValueError(
+            f"scores [N, K] need truth [N] and valid [N, K], got {list(scores.shape)}, "
+            f"{list(truth.shape)} and {list(valid.shape)}"
+        )
     return valid
 
 
-def error_reward(scores: Tensor, truth: Tensor, sigma: float = 0.1, valid: Tensor | None = None) -> Tensor:
+def error_reward(
+    scores: Tensor, truth: Tensor, sigma: float = 0.1, valid: Tensor | None = None
+) -> Tensor:
     """exp(-((score - truth) / sigma)^2 / 2) + 1e-5: near 1 for a calibrated score (RAPO, absolute part)."""
     valid = _checked(scores, truth, valid)
     gap = (scores.detach() - truth[:, None]) / sigma
     return torch.where(valid, torch.exp(-0.5 * gap.square()) + 1e-5, 0.0)
 
 
-def step_reward(scores: Tensor, truth: Tensor, near: float = 0.07, far: float = 0.1,
-                valid: Tensor | None = None) -> Tensor:
+def step_reward(
+    scores: Tensor, truth: Tensor, near: float = 0.07, far: float = 0.1, valid: Tensor | None = None
+) -> Tensor:
     """1 if the score is closer than `near`, 1/2 if closer than `far`, else 0 (the binary baseline)."""
     gap = (scores.detach() - truth[:, None]).abs()
     return torch.where(_checked(scores, truth, valid), 0.5 * (gap < near) + 0.5 * (gap < far), 0.0)
@@ -44,7 +49,9 @@ def opinion_moments(scores: Tensor, valid: Tensor | None = None) -> tuple[Tensor
     return mean, square / (count - 1).clamp(min=1), count
 
 
-def rank_reward(scores: Tensor, truth: Tensor, gamma: float = 1e-3, valid: Tensor | None = None) -> Tensor:
+def rank_reward(
+    scores: Tensor, truth: Tensor, gamma: float = 1e-3, valid: Tensor | None = None
+) -> Tensor:
     """How well each single score orders its picture against the others' mean scores, in [0, 1].
 
     p = Phi((score_ik - mean_j) / sqrt(var_i + var_j + gamma)) is the chance that i is better than j,

@@ -16,7 +16,9 @@ from torch import Tensor
 
 
 def pairwise_ce(
-    delta: Tensor, target: Tensor | float = 1.0, margin: Tensor | float = 0.0,
+    delta: Tensor,
+    target: Tensor | float = 1.0,
+    margin: Tensor | float = 0.0,
     smoothing: Tensor | float = 0.0,
 ) -> Tensor:
     """Cross-entropy per pair [..., B] of P(chosen wins) = sigmoid(delta - margin).
@@ -27,8 +29,10 @@ def pairwise_ce(
     turns a target t into (1 - a) t + a (1 - t). Arguments broadcast. Source: Bradley and Terry
     1952; margin and smoothing after Wang et al. 2024 (2401.06080), section 2.
     """
-    target, margin, smoothing = (torch.as_tensor(v, dtype=delta.dtype, device=delta.device).detach()
-                                 for v in (target, margin, smoothing))
+    target, margin, smoothing = (
+        torch.as_tensor(v, dtype=delta.dtype, device=delta.device).detach()
+        for v in (target, margin, smoothing)
+    )
     if bool((target < 0).any() | (target > 1).any()):
         raise ValueError("targets must lie in [0,1]: 1 = chosen preferred, 0.5 = tie.")
     if bool((smoothing < 0).any() | (smoothing > 0.5).any()):
@@ -45,8 +49,10 @@ def bradley_terry_loss(first: Tensor, second: Tensor, votes: Tensor) -> Tensor:
     (bool works). Source: Bradley and Terry 1952; Christiano et al. 2017, eq. 1.
     """
     if not first.shape == second.shape == votes.shape:
-        raise ValueError(f"scores and votes must have one shape, got {list(first.shape)}, "
-                         f"{list(second.shape)} and {list(votes.shape)}.")
+        raise ValueError(
+            f"scores and votes must have one shape, got {list(first.shape)}, "
+            f"{list(second.shape)} and {list(votes.shape)}."
+        )
     return pairwise_ce(first - second, votes).mean()
 
 
@@ -76,12 +82,16 @@ def atoms_log_win(first: Tensor, second: Tensor) -> Tensor:
 
 def _same(first: Tensor, second: Tensor, shape: str, fits: bool) -> None:
     if first.shape != second.shape or not fits:
-        raise ValueError(f"both rewards must be {shape}, got {list(first.shape)} and "
-                         f"{list(second.shape)}.")
+        raise ValueError(
+            f"both rewards must be {shape}, got {list(first.shape)} and {list(second.shape)}."
+        )
 
 
 def fit_linear_pairs(
-    differences: Tensor, targets: Tensor, precision: float = 1.0, weights: Tensor | None = None,
+    differences: Tensor,
+    targets: Tensor,
+    precision: float = 1.0,
+    weights: Tensor | None = None,
     steps: int = 12,
 ) -> Tensor:
     """Weights float64 [..., D] of linear rewards fitted to pairs, many fits in one call.
@@ -93,8 +103,10 @@ def fit_linear_pairs(
     """
     x, y = differences.double(), targets.double()
     if precision <= 0 or x.ndim < 2 or y.shape != x.shape[:-1] or not y.shape[-1]:
-        raise ValueError(f"fit_linear_pairs needs differences [...,N,D], targets [...,N], N >= 1 "
-                         f"and precision > 0, got {list(x.shape)}, {list(y.shape)} and {precision}.")
+        raise ValueError(
+            f"fit_linear_pairs needs differences [...,N,D], targets [...,N], N >= 1 "
+            f"and precision > 0, got {list(x.shape)}, {list(y.shape)} and {precision}."
+        )
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise ValueError("a difference or target of the pairs is not finite; leave such pairs out.")
     share = torch.ones_like(y) if weights is None else weights.double().expand(y.shape)
@@ -134,8 +146,10 @@ def fit_bradley_terry(
     """
     x, y = (first - second).double(), votes.double()
     if ridge <= 0 or x.ndim != 2 or not len(x) or y.shape != x.shape[:1]:
-        raise ValueError(f"fit_bradley_terry needs features [B,D], votes [B] with B >= 1 and "
-                         f"ridge > 0, got {list(x.shape)}, {list(y.shape)} and {ridge}.")
+        raise ValueError(
+            f"fit_bradley_terry needs features [B,D], votes [B] with B >= 1 and "
+            f"ridge > 0, got {list(x.shape)}, {list(y.shape)} and {ridge}."
+        )
     w = fit_linear_pairs(x, y, ridge * len(x), steps=steps)
     slope = x.T @ (torch.sigmoid(x @ w) - y) / len(x) + ridge * w
     if float(slope.norm()) > 1e-6:
@@ -181,8 +195,11 @@ def fit_by_evidence(
     evidence, weights, stds = (torch.stack(column) for column in zip(*rows))
     best = evidence.argmax(0)
     pick = best[None, ..., None].expand(1, *weights.shape[1:])
-    return LinearFit(weights.gather(0, pick)[0], stds.gather(0, pick)[0],
-                     torch.tensor(precisions, dtype=x.dtype)[best])
+    return LinearFit(
+        weights.gather(0, pick)[0],
+        stds.gather(0, pick)[0],
+        torch.tensor(precisions, dtype=x.dtype)[best],
+    )
 
 
 def verdicts(delta: Tensor, targets: Tensor, tie: float = 1e-9) -> Tensor:

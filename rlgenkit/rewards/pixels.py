@@ -125,9 +125,17 @@ def incompressibility(batch: Batch) -> Scores:
     return scored(jpeg_kb(batch.images))
 
 
-STATISTICS = {"brightness": brightness, "warmth": warmth, "saturation": saturation,
-              "contrast": contrast, "colorfulness": colorfulness, "sharpness": sharpness,
-              "edge density": edge_density, "color entropy": color_entropy, "JPEG size": jpeg_kb}
+STATISTICS = {
+    "brightness": brightness,
+    "warmth": warmth,
+    "saturation": saturation,
+    "contrast": contrast,
+    "colorfulness": colorfulness,
+    "sharpness": sharpness,
+    "edge density": edge_density,
+    "color entropy": color_entropy,
+    "JPEG size": jpeg_kb,
+}
 
 
 def of_images(statistic: Callable[[Tensor], Tensor], scale: float = 1.0) -> Reward:

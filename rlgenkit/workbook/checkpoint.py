@@ -29,8 +29,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         state = "the previous version is intact" if path.exists() else "nothing was kept"
-        raise OSError(error.errno, f"{path.name} could not be written ({error.strerror}); {state},"
-                                   " free some space and run again to resume") from error
+        raise OSError(
+            error.errno,
+            f"{path.name} could not be written ({error.strerror}); {state},"
+            " free some space and run again to resume",
+        ) from error
 
 
 class Damaged(ValueError):
@@ -98,15 +101,21 @@ def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if kind is dict or kind.__name__ in ("OrderedDict", "FrozenDict"):
-        return {"dict": [[_pack(k, tensors, place), _pack(v, tensors, f"{place}[{k!r}]")]
-                         for k, v in value.items()]}
+        return {
+            "dict": [
+                [_pack(k, tensors, place), _pack(v, tensors, f"{place}[{k!r}]")]
+                for k, v in value.items()
+            ]
+        }
     if kind in (list, tuple, torch.Size):
         items = [_pack(v, tensors, f"{place}[{i}]") for i, v in enumerate(value)]
         return {"list" if kind is list else "tuple": items}
     if value is None or kind in (bool, int, float, str):
         return value
-    raise TypeError(f"{place} is a {kind.__name__}, which cannot be stored: use tensors, arrays,"
-                    " numbers, strings, lists, tuples and dicts")
+    raise TypeError(
+        f"{place} is a {kind.__name__}, which cannot be stored: use tensors, arrays,"
+        " numbers, strings, lists, tuples and dicts"
+    )
 
 
 def _unpack(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
@@ -135,8 +144,10 @@ def snapshot(thing: Any) -> Any:
         return thing.state_dict()
     if isinstance(thing, (Tensor, np.ndarray, list, dict)):
         return thing
-    raise TypeError(f"state of type {type(thing).__name__} cannot be restored in place:"
-                    " put it in a tensor, a list or a dict")
+    raise TypeError(
+        f"state of type {type(thing).__name__} cannot be restored in place:"
+        " put it in a tensor, a list or a dict"
+    )
 
 
 def restore(thing: Any, stored: Any) -> None:
@@ -145,8 +156,10 @@ def restore(thing: Any, stored: Any) -> None:
         own = dict(thing.state_dict(keep_vars=True))
         for name, value in stored.items():
             if name not in own or own[name].shape != value.shape:
-                raise ValueError(f"the checkpoint's `{name}` {list(value.shape)} does not fit the"
-                                 " module: delete the run folder or use another out_dir")
+                raise ValueError(
+                    f"the checkpoint's `{name}` {list(value.shape)} does not fit the"
+                    " module: delete the run folder or use another out_dir"
+                )
             _copy(own[name], value)
     elif isinstance(thing, torch.Generator):
         thing.set_state(stored)
@@ -159,7 +172,7 @@ def restore(thing: Any, stored: Any) -> None:
     elif isinstance(thing, np.ndarray):
         thing[...] = stored
     elif isinstance(thing, list):
-        thing[:] = [_kept(old, new) for old, new in zip(thing, stored)] + stored[len(thing):]
+        thing[:] = [_kept(old, new) for old, new in zip(thing, stored)] + stored[len(thing) :]
     else:
         values = {k: _kept(thing.get(k), v) for k, v in stored.items()}
         thing.clear()
@@ -186,5 +199,8 @@ def _module_state(module: nn.Module) -> dict[str, Tensor]:
     trained = any(p.requires_grad for p in module.parameters())
     if size <= WHOLE_MODULE_BYTES or not trained:
         return state
-    return {name: t for name, t in state.items()
-            if not isinstance(t, nn.Parameter) or t.requires_grad or "lora_" in name}
+    return {
+        name: t
+        for name, t in state.items()
+        if not isinstance(t, nn.Parameter) or t.requires_grad or "lora_" in name
+    }

@@ -20,15 +20,26 @@ from typing import Any
 import numpy as np
 
 from .intervals import (
-    ENOUGH, Interval, binomial_interval, cluster_interval, interval, prediction_interval,
+    ENOUGH,
+    Interval,
+    binomial_interval,
+    cluster_interval,
+    interval,
+    prediction_interval,
 )
 from .provenance import ROOT
 
 FOLDER = ROOT / "notebooks" / "claims"
 RESULTS = ROOT / "data" / "results"
 SCALES = ("exact", "microworld", "embedded", "human data", "real model")
-VERDICTS = ("supported", "not supported", "inconclusive", "not judged",
-            "not testable at this scale", "not measured")
+VERDICTS = (
+    "supported",
+    "not supported",
+    "inconclusive",
+    "not judged",
+    "not testable at this scale",
+    "not measured",
+)
 JUDGED = ("measure", "threshold", "direction", "interval", "scale")  # keys of a judged row
 
 
@@ -172,8 +183,7 @@ def _missing(table: Mapping[str, Any]) -> str:
 
 
 def _contradiction(table: Mapping[str, Any]) -> str:
-    allowed = {"direction": (">=", "<="), "interval": ("t", "binomial", "cluster"),
-               "scale": SCALES}
+    allowed = {"direction": (">=", "<="), "interval": ("t", "binomial", "cluster"), "scale": SCALES}
     for key, words in allowed.items():
         if table.get(key, words[0]) not in words:
             return f"{key} must be one of {', '.join(words)}, not {table[key]!r}"
@@ -192,8 +202,14 @@ def _contradiction(table: Mapping[str, Any]) -> str:
 
 
 def judge(
-    row: Row, values: Sequence[float] | Interval, *, clusters: Any = None, sham: Any = None,
-    control: Any = None, judged: bool = True, note: str = "",
+    row: Row,
+    values: Sequence[float] | Interval,
+    *,
+    clusters: Any = None,
+    sham: Any = None,
+    control: Any = None,
+    judged: bool = True,
+    note: str = "",
 ) -> Claim:
     """Compare what was measured with its row.
 
@@ -205,16 +221,24 @@ def judge(
     _refuse(row, sham, control)
     found = _measured(row, values, clusters)
     word, why = _verdict(row, found, judged)
-    arms = {"sham": _rival(row, row.sham, sham, clusters, judged),
-            "control": _rival(row, row.control, control, clusters, judged)}
+    arms = {
+        "sham": _rival(row, row.sham, sham, clusters, judged),
+        "control": _rival(row, row.control, control, clusters, judged),
+    }
     if word == "supported":
         word, why = _beside(**arms)
     given = () if isinstance(values, Interval) else tuple(map(float, _flat(values)))
     edge = "All values are 0 or 1, so the interval is the exact binomial one"
     odd = edge if (row.interval, found.kind) == ("t", "binomial") else ""
     return replace(
-        _unjudged(row, word, row.note, note, odd, why), values=given, value=float(found.value),
-        kind=found.kind, interval=(float(found.low), float(found.high)), n=found.n, **arms)
+        _unjudged(row, word, row.note, note, odd, why),
+        values=given,
+        value=float(found.value),
+        kind=found.kind,
+        interval=(float(found.low), float(found.high)),
+        n=found.n,
+        **arms,
+    )
 
 
 def untestable(row: Row) -> Claim:
@@ -238,8 +262,9 @@ def predictions(notebook: str, claims: Iterable[Claim]) -> dict[str, tuple[float
     digest = rows_digest(notebook)
     if study.get("profile") != "study" or digest is None or study.get("claims_sha256") != digest:
         return {}
-    theirs = {c["id"]: c["values"] for c in study["claims"]
-              if c["kind"] == "t" and len(c["values"]) > 1}
+    theirs = {
+        c["id"]: c["values"] for c in study["claims"] if c["kind"] == "t" and len(c["values"]) > 1
+    }
     found = {}
     for claim in claims:
         if claim.id in theirs and claim.kind == "t" and claim.n:
@@ -256,11 +281,14 @@ def _refuse(row: Row, sham: Any, control: Any) -> None:
         raise ValueError(f"claim {row.id} is untestable in its claims file: it takes no values")
     for word, name, given in (("sham", row.sham, sham), ("control", row.control, control)):
         if given is not None and not name:
-            raise ValueError(f"claim {row.id}: its claims file names no {word}, but values of one "
-                             "were given")
+            raise ValueError(
+                f"claim {row.id}: its claims file names no {word}, but values of one were given"
+            )
         if given is None and name:
-            raise ValueError(f"claim {row.id}: its claims file names the {word} {name!r}, whose "
-                             f"values are missing ({word}=...)")
+            raise ValueError(
+                f"claim {row.id}: its claims file names the {word} {name!r}, whose "
+                f"values are missing ({word}=...)"
+            )
 
 
 def _all_or_nothing(x: np.ndarray) -> bool:
@@ -272,14 +300,18 @@ def _measured(row: Row, values: Any, clusters: Any) -> Interval:
     """The interval of the row's kind; ValueError in words of the claim."""
     if isinstance(values, Interval):
         if values.kind != row.interval:
-            raise ValueError(f"claim {row.id}: its claims file asks for the interval "
-                             f"{row.interval!r}, not {values.kind!r}")
+            raise ValueError(
+                f"claim {row.id}: its claims file asks for the interval "
+                f"{row.interval!r}, not {values.kind!r}"
+            )
         if not np.isfinite([*values]).all() or np.ndim(values.value):
             raise ValueError(f"claim {row.id}: the interval must be three finite numbers")
         return values
     if (clusters is None) == (row.interval == "cluster"):
-        raise ValueError(f"claim {row.id}: clusters= belong to rows with interval = \"cluster\", "
-                         f"this one says {row.interval!r}")
+        raise ValueError(
+            f'claim {row.id}: clusters= belong to rows with interval = "cluster", '
+            f"this one says {row.interval!r}"
+        )
     x = _flat(values)
     if not len(x) or not np.isfinite(x).all():
         raise ValueError(f"claim {row.id}: values must be finite numbers, not {values}")
@@ -328,11 +360,22 @@ def _beside(sham: Rival | None, control: Rival | None) -> tuple[str, str]:
 
 def _unjudged(row: Row, verdict: str, *notes: str) -> Claim:
     """The claim of a row with nothing measured yet."""
-    copied = {f.name: getattr(row, f.name) for f in fields(Claim)
-              if f.name in Row.__dataclass_fields__ and f.name not in ("interval", "note", "sham",
-                                                                       "control")}
-    return Claim(**copied, kind=row.interval, values=(), value=None, interval=None, n=0,
-                 verdict=verdict, note=_sentences(*notes))
+    copied = {
+        f.name: getattr(row, f.name)
+        for f in fields(Claim)
+        if f.name in Row.__dataclass_fields__
+        and f.name not in ("interval", "note", "sham", "control")
+    }
+    return Claim(
+        **copied,
+        kind=row.interval,
+        values=(),
+        value=None,
+        interval=None,
+        n=0,
+        verdict=verdict,
+        note=_sentences(*notes),
+    )
 
 
 def _flat(values: Any) -> np.ndarray:
@@ -357,15 +400,28 @@ def claims_table(
     """
     rivals = "sham or control" if any(c.sham or c.control for c in claims) else ""
     study = "study" if predictions else ""
-    header = ["claim", "the paper", "tested here", "measured (95 % interval)", rivals, study,
-              "verdict"]
+    header = [
+        "claim",
+        "the paper",
+        "tested here",
+        "measured (95 % interval)",
+        rivals,
+        study,
+        "verdict",
+    ]
     rows = []
     for c in claims:
         tested = _stated(c) + ("" if c.threshold is None else f" Passes if {_passes(c)}.")
         beside = [_rival_words(w, r, c) for w, r in (("sham", c.sham), ("control", c.control)) if r]
-        cells = [_name(c), c.paper or "-", tested, _amount(c, c.value, c.interval, c.n),
-                 "".join(beside) or "-", _expected((predictions or {}).get(c.id)),
-                 f"**{c.verdict}**" + (f": {c.note}" if c.note else "")]
+        cells = [
+            _name(c),
+            c.paper or "-",
+            tested,
+            _amount(c, c.value, c.interval, c.n),
+            "".join(beside) or "-",
+            _expected((predictions or {}).get(c.id)),
+            f"**{c.verdict}**" + (f": {c.note}" if c.note else ""),
+        ]
         rows.append([cell for cell, name in zip(cells, header) if name])
     return _table([name for name in header if name], rows)
 
@@ -373,11 +429,27 @@ def claims_table(
 def claims_preview(notebook: str) -> str:
     """Markdown of the claims file, as shown before the experiment: what will be judged."""
     every = load_rows(notebook).values()
-    rows = [[_name(r), r.paper or "-", _stated(r), _passes(r),
-             (r.sham and f"sham: {r.sham}") or (r.control and f"control: {r.control}") or "-",
-             r.scale] for r in every if not r.check and not r.untestable]
-    parts = [_table(["claim", "the paper", "judged here", "passes if", "sham or control", "scale"],
-                    rows)] if rows else []
+    rows = [
+        [
+            _name(r),
+            r.paper or "-",
+            _stated(r),
+            _passes(r),
+            (r.sham and f"sham: {r.sham}") or (r.control and f"control: {r.control}") or "-",
+            r.scale,
+        ]
+        for r in every
+        if not r.check and not r.untestable
+    ]
+    parts = (
+        [
+            _table(
+                ["claim", "the paper", "judged here", "passes if", "sham or control", "scale"], rows
+            )
+        ]
+        if rows
+        else []
+    )
     if checks := [_sentences(r.statement) for r in every if r.check]:
         parts.append("Checked in every run: " + " ".join(checks))
     if closed := [f"{r.id} ({r.untestable})" for r in every if r.untestable]:
@@ -386,8 +458,11 @@ def claims_preview(notebook: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header),
-             *([" ".join(c.split()).replace("|", "\\|") for c in row] for row in rows)]
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([" ".join(c.split()).replace("|", "\\|") for c in row] for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -21,8 +21,11 @@ class Answer:
 
 def same(a: Sequence[Answer], b: Sequence[Answer], tolerance: float) -> bool:
     """Whether two functions gave equal outputs and gradients in all trials."""
-    return all(_all_close(x.outputs, y.outputs, tolerance)
-               and _all_close(x.gradients, y.gradients, tolerance) for x, y in zip(a, b))
+    return all(
+        _all_close(x.outputs, y.outputs, tolerance)
+        and _all_close(x.gradients, y.gradients, tolerance)
+        for x, y in zip(a, b)
+    )
 
 
 def difference(mine: Sequence[Answer], right: Sequence[Answer], tolerance: float) -> str:
@@ -44,7 +47,8 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return bool(type(a) is type(b) and a == b)
     return a.shape == b.shape and torch.allclose(
-        a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True)
+        a.double(), b.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+    )
 
 
 def _all_close(a: Sequence[Any], b: Sequence[Any], tolerance: float) -> bool:

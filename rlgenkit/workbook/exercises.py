@@ -87,8 +87,10 @@ class Exercise:
         return Outcome("wrong", f"not quite: {difference(answers, right, self.tolerance)}")
 
     def _answers(self, function: Function) -> list[Answer]:
-        return [_answer(function, self.inputs(torch.Generator().manual_seed(k)), k)
-                for k in range(self.trials)]
+        return [
+            _answer(function, self.inputs(torch.Generator().manual_seed(k)), k)
+            for k in range(self.trials)
+        ]
 
 
 Check = Exercise  # as notebooks call it that still hold their references themselves
@@ -120,15 +122,22 @@ def check(number: str, student: Function, exercise: Exercise | None = None) -> N
     else:  # a notebook that holds its reference itself shows it as the solution, too
         outcome = exercise.outcome(lambda *arguments: student(*arguments))
     about = [f"{exercise.minutes} minutes"] if exercise.minutes else []
-    about += [f"difficulty {exercise.difficulty} of {MAX_DIFFICULTY}"] if exercise.difficulty else []
+    about += (
+        [f"difficulty {exercise.difficulty} of {MAX_DIFFICULTY}"] if exercise.difficulty else []
+    )
     effort = f" ({', '.join(about)})" if about else ""
     print(f"Exercise {number}{effort}: {outcome.message}")
     if outcome.status != "pass" and exercise.hints and kernel() is not None:
-        markdown("\n\n".join(_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1)))
+        markdown(
+            "\n\n".join(_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1))
+        )
 
 
 def predict(
-    question: str, options: Sequence[str] = (), answer: int = -1, why: str = "",
+    question: str,
+    options: Sequence[str] = (),
+    answer: int = -1,
+    why: str = "",
 ) -> dict[str, int]:
     """Predict, then run: ask, keep the guess, tell the answer.
 
@@ -187,8 +196,10 @@ def load_checks(notebook: str) -> dict[str, Mapping[str, Any]]:
     """
     path = checks_file(notebook)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no notebooks/checks/{path.name}, which would hold the "
-                                f"exercises of {notebook}")
+        raise FileNotFoundError(
+            f"there is no notebooks/checks/{path.name}, which would hold the "
+            f"exercises of {notebook}"
+        )
     return _run_checks(path, path.stat().st_mtime_ns)
 
 
@@ -209,15 +220,19 @@ def _entry(kind: str, number: str, namespace: Mapping[str, Any]) -> Any:
     entries = load_checks(notebook)[kind]
     if number not in entries:
         word = "exercise" if kind == "EXERCISES" else "quiz"
-        raise ValueError(f"notebooks/checks/{checks_file(notebook).name} has no {word} {number}; "
-                         f"it has {', '.join(entries) or 'none'}")
+        raise ValueError(
+            f"notebooks/checks/{checks_file(notebook).name} has no {word} {number}; "
+            f"it has {', '.join(entries) or 'none'}"
+        )
     return entries[number]
 
 
 def _answer(function: Function, arguments: Sequence[Any], seed: int) -> Answer:
     """Flat outputs, and gradients of a fixed random mix of them, zeros where none flows."""
-    arguments = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a
-                 for a in arguments]
+    arguments = [
+        a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a
+        for a in arguments
+    ]
     result = function(*arguments)
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
     leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
@@ -229,7 +244,13 @@ def _answer(function: Function, arguments: Sequence[Any], seed: int) -> Answer:
         found = torch.autograd.grad(total, leaves, allow_unused=True)
         gradients = [z if g is None else g for g, z in zip(found, gradients)]
     # A float and a tensor without axes are the same answer.
-    plain = [torch.as_tensor(float(o)) if isinstance(o, (float, int)) else
-             o.detach() if isinstance(o, Tensor) else o for o in outputs]
+    plain = [
+        torch.as_tensor(float(o))
+        if isinstance(o, (float, int))
+        else o.detach()
+        if isinstance(o, Tensor)
+        else o
+        for o in outputs
+    ]
     sizes = {n for a in arguments if isinstance(a, Tensor) for n in (*a.shape, a.numel())}
     return Answer(plain, gradients, sizes - {0, 1})

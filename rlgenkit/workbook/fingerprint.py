@@ -37,11 +37,40 @@ import torch
 from torch import Tensor, nn
 
 MAX_NODES = 300_000  # more objects than this are no parameters of a phase but somebody's library
-PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, slice, enum.Enum,
-         PurePath, re.Pattern, torch.dtype, torch.device, torch.Size, np.dtype, np.generic)
-SKIPPED_IN_CLASSES = ("__module__", "__doc__", "__dict__", "__weakref__", "__annotations__",
-                      "__dataclass_fields__", "__dataclass_params__", "__match_args__",
-                      "__firstlineno__", "__static_attributes__", "__qualname__", "__hash__")
+PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    type(Ellipsis),
+    range,
+    slice,
+    enum.Enum,
+    PurePath,
+    re.Pattern,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    np.dtype,
+    np.generic,
+)
+SKIPPED_IN_CLASSES = (
+    "__module__",
+    "__doc__",
+    "__dict__",
+    "__weakref__",
+    "__annotations__",
+    "__dataclass_fields__",
+    "__dataclass_params__",
+    "__match_args__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__qualname__",
+    "__hash__",
+)
 LIBRARY_FOLDERS = tuple({sysconfig.get_path(k) for k in ("stdlib", "purelib", "platlib")})
 
 
@@ -90,13 +119,15 @@ class Reach:
         self.code(code, frame.f_globals, frame.f_lasti)
         if frame.f_locals is not frame.f_globals:
             given = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4)
-            names = [*code.co_varnames[:given + bool(code.co_flags & 8)], *code.co_freevars]
+            names = [*code.co_varnames[: given + bool(code.co_flags & 8)], *code.co_freevars]
             for name in names:
                 if name in frame.f_locals:
                     self._note("argument", name)
                     self.feed(frame.f_locals[name], name)
 
-    def code(self, code: CodeType, space: Mapping[str, Any], start: int = -1, doc: str = "") -> None:
+    def code(
+        self, code: CodeType, space: Mapping[str, Any], start: int = -1, doc: str = ""
+    ) -> None:
         """Feed a code object and what it reads from the globals `space`.
 
         start: offset from which a module's own statement runs; what it assigns before reading is
@@ -217,8 +248,11 @@ class Reach:
             self._note("module", value.__name__)
             if own(value) and value.__file__:
                 self.total.update(Path(value.__file__).read_bytes())
-        elif isinstance(value, (FunctionType, BuiltinFunctionType)) or callable(value) and hasattr(
-                value, "__qualname__"):
+        elif (
+            isinstance(value, (FunctionType, BuiltinFunctionType))
+            or callable(value)
+            and hasattr(value, "__qualname__")
+        ):
             module = getattr(value, "__module__", None)
             self._note("library", f"{module}.{value.__qualname__}")
         else:
@@ -239,8 +273,12 @@ class Reach:
         for base in kind.__bases__:
             self.feed(base, where)
         for name, member in sorted(vars(kind).items()):
-            if name in SKIPPED_IN_CLASSES or name.startswith("_abc_") or inspect.isdatadescriptor(
-                    member) and not isinstance(member, property):
+            if (
+                name in SKIPPED_IN_CLASSES
+                or name.startswith("_abc_")
+                or inspect.isdatadescriptor(member)
+                and not isinstance(member, property)
+            ):
                 continue
             self._note("member", name)
             if isinstance(member, property):
@@ -259,8 +297,10 @@ class Reach:
             self.feed(value.reached(), where)
         elif hasattr(value, "backend_tokenizer"):  # its other fields change when it is called
             rules = json.loads(value.backend_tokenizer.to_str())
-            self._note("tokenizer", repr({k: v for k, v in rules.items()
-                                          if k not in ("truncation", "padding")}))
+            self._note(
+                "tokenizer",
+                repr({k: v for k, v in rules.items() if k not in ("truncation", "padding")}),
+            )
         elif hasattr(value, "save_config") and hasattr(value, "config"):  # schedulers, processors
             self.feed({k: v for k, v in value.config.items() if k[0] != "_"}, where)
         elif callable(getattr(value, "state_dict", None)):  # optimizers
@@ -272,12 +312,17 @@ class Reach:
             self._fields(value, where)
 
     def _fields(self, value: Any, where: str) -> None:
-        slots = [name for base in type(value).__mro__ for name in
-                 np.atleast_1d(getattr(base, "__slots__", ())).tolist()]
+        slots = [
+            name
+            for base in type(value).__mro__
+            for name in np.atleast_1d(getattr(base, "__slots__", ())).tolist()
+        ]
         if not hasattr(value, "__dict__") and not slots:
             raise Unhashable(f"`{where}` is a {type(value).__module__}.{type(value).__qualname__}")
-        fields = {**{k: getattr(value, k) for k in slots if hasattr(value, k)},
-                  **getattr(value, "__dict__", {})}
+        fields = {
+            **{k: getattr(value, k) for k in slots if hasattr(value, k)},
+            **getattr(value, "__dict__", {}),
+        }
         for name, item in fields.items():
             self._note("field", name)
             self.feed(item, f"{where}.{name}")
@@ -290,14 +335,19 @@ class Parsed:
         names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         self.body = code.co_code + repr(names).encode()
         self.inner = [c for c in code.co_consts if isinstance(c, CodeType)]
-        self.constants = [sorted(map(repr, c)) if isinstance(c, frozenset) else c
-                          for c in code.co_consts if not isinstance(c, CodeType)]
+        self.constants = [
+            sorted(map(repr, c)) if isinstance(c, frozenset) else c
+            for c in code.co_consts
+            if not isinstance(c, CodeType)
+        ]
         self.names: dict[str, set[tuple[str, ...]]] = {}
         self.imports: list[tuple[str, tuple[str, ...]]] = []
-        rows = [row for row in dis.get_instructions(code) if row.opname not in ("CACHE", "PUSH_NULL")]
+        rows = [
+            row for row in dis.get_instructions(code) if row.opname not in ("CACHE", "PUSH_NULL")
+        ]
         for i, row in enumerate(rows):
             if row.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                self.names.setdefault(row.argval, set()).add(_chain(rows[i + 1:i + 5]))
+                self.names.setdefault(row.argval, set()).add(_chain(rows[i + 1 : i + 5]))
             elif row.opname == "IMPORT_NAME":
                 level, wanted = rows[i - 2].argval, rows[i - 1].argval
                 self.imports.append(("." * level + row.argval, tuple(wanted or ())))

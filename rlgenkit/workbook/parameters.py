@@ -106,7 +106,8 @@ def parameters(
 
 
 def read_table(
-    text: str, types: Mapping[str, str],
+    text: str,
+    types: Mapping[str, str],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """(presets by profile, ranges) of a table, whose columns two spaces or more keep apart:
 
@@ -123,12 +124,15 @@ def read_table(
     profiles, presets, ranges = [x for x in header if x != "range"], {}, {}
     presets = {profile: {} for profile in profiles}
     if header != [*profiles, "range"][: len(header)] or not profiles:
-        raise ParameterError("the table starts with a line of profiles, `quick  default  ...  range`")
+        raise ParameterError(
+            "the table starts with a line of profiles, `quick  default  ...  range`"
+        )
     for name, *cells in rows:
         if not len(profiles) <= len(cells) <= len(header):
             raise ParameterError(
                 f"row `{name}` of the table has {len(cells)} cells for {len(profiles)} profiles: "
-                "keep columns apart by two spaces or more")
+                "keep columns apart by two spaces or more"
+            )
         if name in presets[profiles[0]]:
             raise ParameterError(f"the table has two rows `{name}`")
         kind = types.get(name, "").removesuffix(" | None")
@@ -144,8 +148,10 @@ def _same_names(types: Mapping[str, str], presets: Mapping[str, Mapping]) -> Non
     rows = next(iter(presets.values()))
     for name in types:
         if name not in COMMON and name not in rows:
-            raise ParameterError(f"the parameters cell names `{name}`, which has no row in the table"
-                                 + _nearest(name, rows))
+            raise ParameterError(
+                f"the parameters cell names `{name}`, which has no row in the table"
+                + _nearest(name, rows)
+            )
 
 
 def _literal(text: str, kind: str) -> Any:
@@ -198,8 +204,11 @@ def resolve(
 
 def declared(path: str | Path) -> Declaration:
     """Read a notebook's parameters from its syntax, without running it."""
-    cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-             if cell["cell_type"] == "code"]
+    cells = [
+        cell
+        for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
     marked = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     rows = _annotated("".join(marked[0]["source"])) if marked else {}
     if not rows:
@@ -231,8 +240,10 @@ def _annotated(source: str) -> dict[str, tuple[str, Any, str]]:
             try:
                 value = ast.literal_eval(node.value)
             except ValueError:
-                raise ParameterError(f"`{node.target.id}` must be a literal in the parameters "
-                                     f"cell, not {ast.unparse(node.value)}") from None
+                raise ParameterError(
+                    f"`{node.target.id}` must be a literal in the parameters "
+                    f"cell, not {ast.unparse(node.value)}"
+                ) from None
             help = comments.get(node.end_lineno, "")
             rows[node.target.id] = ast.unparse(node.annotation), value, help
     return rows
@@ -242,8 +253,11 @@ def words_of_range(allowed: Any) -> str:
     """A range as a table of presets has it: "1..100", "a | b", "" for none."""
     if allowed is None:
         return ""
-    if isinstance(allowed, tuple) and len(allowed) == 2 and not any(
-            isinstance(end, str) for end in allowed):
+    if (
+        isinstance(allowed, tuple)
+        and len(allowed) == 2
+        and not any(isinstance(end, str) for end in allowed)
+    ):
         return "..".join("" if end is None else str(end) for end in allowed)
     return allowed if isinstance(allowed, str) else " | ".join(map(str, allowed))
 
@@ -309,16 +323,18 @@ def _check_presets(types: Mapping, presets: Mapping[str, Mapping], ranges: Range
         raise ParameterError(f"the presets differ in {_words(sorted(odd))}; set it in each profile")
     for preset in presets.values():
         for name, value in preset.items():
-            _in_range(name, _typed(name, value, types[name]) if name in types else value,
-                      ranges.get(name))
+            _in_range(
+                name, _typed(name, value, types[name]) if name in types else value, ranges.get(name)
+            )
     known = set(types) | set.union(*names)
     for name in ranges:
         if name not in known:
             own = [typed for typed in types if typed not in ranges and typed not in COMMON]
             if mistyped := difflib.get_close_matches(name, own, 1, 0.6):
                 raise ParameterError(f"the parameters cell names `{mistyped[0]}`; write `{name}`")
-            raise ParameterError(f"`ranges` names `{name}`, which is no parameter"
-                                 + _nearest(name, known))
+            raise ParameterError(
+                f"`ranges` names `{name}`, which is no parameter" + _nearest(name, known)
+            )
 
 
 def _device(name: str) -> str:
@@ -351,14 +367,19 @@ def _cells(namespace: Mapping[str, Any]) -> list[ast.Module]:
 def _types_in(namespace: Mapping[str, Any]) -> dict[str, str]:
     """Name -> annotation of the newest parameters cell (the one that annotates `profile`)."""
     for _, tree in reversed(_cells(namespace)):
-        types = {node.target.id: ast.unparse(node.annotation) for node in tree.body
-                 if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+        types = {
+            node.target.id: ast.unparse(node.annotation)
+            for node in tree.body
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
         if "profile" in types:
             for node in tree.body:
                 if isinstance(node, ast.Assign):
                     text = ast.unparse(node.targets[0])
-                    raise ParameterError(f"the parameters cell sets `{text}` without its type, which "
-                                         f"would be ignored: write `{text}: type = ...`")
+                    raise ParameterError(
+                        f"the parameters cell sets `{text}` without its type, which "
+                        f"would be ignored: write `{text}: type = ...`"
+                    )
             return types
     notes = namespace.get("__annotations__", {})
     return {k: getattr(v, "__name__", str(v)) for k, v in notes.items()}
@@ -372,8 +393,13 @@ def _injected(namespace: Mapping[str, Any], types: Iterable[str]) -> list[str]:
         return [k for k, v in namespace.items() if k[0] != "_" and isinstance(v, literal)]
     for source, tree in reversed(_cells(namespace)):
         if source.startswith("# Parameters"):
-            return [t.id for node in tree.body if isinstance(node, ast.Assign)
-                    for t in node.targets if isinstance(t, ast.Name)]
+            return [
+                t.id
+                for node in tree.body
+                if isinstance(node, ast.Assign)
+                for t in node.targets
+                if isinstance(t, ast.Name)
+            ]
     return []
 
 

@@ -52,8 +52,12 @@ def three_curves(
 
 @styled
 def lines(
-    series: Mapping[str, Array], xlabel: str, ylabel: str, x: Array | None = None,
-    log: str = "", over: str = "seeds",
+    series: Mapping[str, Array],
+    xlabel: str,
+    ylabel: str,
+    x: Array | None = None,
+    log: str = "",
+    over: str = "seeds",
 ) -> Picture:
     """One panel of curves with bands; series: label -> [S, T] or [T].  log: "", "x", "y", "xy".
 
@@ -96,9 +100,12 @@ def strip(images: Array, prompts: Sequence[str], steps: Sequence[Any]) -> Pictur
     for ax, prompt in zip(axes[:, 0], prompts):
         ax.set_ylabel(_fold(prompt), rotation=0, ha="right", va="center", fontsize=7.5)
     moves = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2, 3, 4)) if n > 1 else np.zeros(1)
-    return Picture(figure, f"Denoising of {p} prompts ({'; '.join(prompts)}) shown at {n} steps, "
-                   f"{steps[0]} to {steps[-1]}; the mean pixel change from column to column goes "
-                   f"from {moves[0]:.3f} to {moves[-1]:.3f}.")
+    return Picture(
+        figure,
+        f"Denoising of {p} prompts ({'; '.join(prompts)}) shown at {n} steps, "
+        f"{steps[0]} to {steps[-1]}; the mean pixel change from column to column goes "
+        f"from {moves[0]:.3f} to {moves[-1]:.3f}.",
+    )
 
 
 @styled
@@ -112,10 +119,13 @@ def before_after(before: Array, after: Array, gains: Array, labels: Sequence[str
     _tiles(axes[1], _pixels(after)[order], [f"{gains[i]:+.2f}" for i in order])
     axes[0, 0].set_ylabel("before", fontsize=8)
     axes[1, 0].set_ylabel("after", fontsize=8)
-    return Picture(figure, f"{len(order)} pairs before (top) and after (bottom) training, sorted "
-                   f"by gain: best {gains.max():+.2f} ({labels[order[0]]}), median "
-                   f"{np.median(gains):+.2f}, worst {gains.min():+.2f} ({labels[order[-1]]}); "
-                   f"{int((gains > 0).sum())} gained.")
+    return Picture(
+        figure,
+        f"{len(order)} pairs before (top) and after (bottom) training, sorted "
+        f"by gain: best {gains.max():+.2f} ({labels[order[0]]}), median "
+        f"{np.median(gains):+.2f}, worst {gains.min():+.2f} ({labels[order[-1]]}); "
+        f"{int((gains > 0).sum())} gained.",
+    )
 
 
 @styled
@@ -128,19 +138,31 @@ def ridge(rewards: Array, steps: Sequence[Any], xlabel: str = "reward") -> Pictu
     for k, row in enumerate(rows):
         share = np.histogram(row, edges)[0] / len(row)
         top = 1.6 * share / max(share.max(), 1e-9) - k
-        ax.fill_between((edges[1:] + edges[:-1]) / 2, -k, top, color=PALETTE[0], alpha=0.45,
-                        zorder=k + 2)
+        ax.fill_between(
+            (edges[1:] + edges[:-1]) / 2, -k, top, color=PALETTE[0], alpha=0.45, zorder=k + 2
+        )
         ax.plot([row.mean()] * 2, [-k, -k + 0.7], "-", color=PALETTE[1], zorder=k + 3)
-    ax.set(xlabel=xlabel, yticks=[-k for k in range(len(rows))], yticklabels=list(map(str, steps)),
-           ylabel="step")
+    ax.set(
+        xlabel=xlabel,
+        yticks=[-k for k in range(len(rows))],
+        yticklabels=list(map(str, steps)),
+        ylabel="step",
+    )
     ends = [f"mean {r.mean():.3g}, spread {r.std():.2g}" for r in (rows[0], rows[-1])]
-    return Picture(figure, f"Histograms of {xlabel} at {len(rows)} steps with their means marked: "
-                   f"step {steps[0]} {ends[0]}; step {steps[-1]} {ends[1]}.")
+    return Picture(
+        figure,
+        f"Histograms of {xlabel} at {len(rows)} steps with their means marked: "
+        f"step {steps[0]} {ends[0]}; step {steps[-1]} {ends[1]}.",
+    )
 
 
 @styled
 def heat_map(
-    values: Array, rows: Sequence[str], columns: Sequence[str], xlabel: str = "", ylabel: str = "",
+    values: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str = "",
+    ylabel: str = "",
     signed: bool = False,
 ) -> Picture:
     """Matrix [R, C] with its numbers written in.  signed: diverging scale around zero, + and -."""
@@ -154,17 +176,35 @@ def heat_map(
     middle = image.norm.vmin + 0.5 * (image.norm.vmax - image.norm.vmin)
     for (i, j), v in np.ndenumerate(x):
         dark = abs(v) > 0.6 * limit if signed else v < middle
-        ax.text(j, i, _cell(v, signed), ha="center", va="center", fontsize=7,
-                color="white" if dark else "black")
-    ax.set(xticks=range(len(columns)), xticklabels=names, yticks=range(len(rows)),
-           yticklabels=rows, xlabel=xlabel, ylabel=ylabel)
+        ax.text(
+            j,
+            i,
+            _cell(v, signed),
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if dark else "black",
+        )
+    ax.set(
+        xticks=range(len(columns)),
+        xticklabels=names,
+        yticks=range(len(rows)),
+        yticklabels=rows,
+        xlabel=xlabel,
+        ylabel=ylabel,
+    )
     ax.grid(False)
     (i, j), (k, m) = (np.unravel_index(f(x), x.shape) for f in (np.argmax, np.argmin))
-    size = [f"{n} {word}" + (f" ({name})" if name else "")
-            for n, word, name in zip(x.shape, ("rows", "columns"), (ylabel, xlabel))]
-    return Picture(figure, f"Matrix of {size[0]} and {size[1]}, mean {x.mean():.3g}; largest {x[i, j]:.3g} "
-                   f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, "
-                   f"{columns[m]}.")
+    size = [
+        f"{n} {word}" + (f" ({name})" if name else "")
+        for n, word, name in zip(x.shape, ("rows", "columns"), (ylabel, xlabel))
+    ]
+    return Picture(
+        figure,
+        f"Matrix of {size[0]} and {size[1]}, mean {x.mean():.3g}; largest {x[i, j]:.3g} "
+        f"at {rows[i]}, {columns[j]}; smallest {x[k, m]:.3g} at {rows[k]}, "
+        f"{columns[m]}.",
+    )
 
 
 def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:
@@ -177,7 +217,9 @@ def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:
 
 @styled
 def frontier(
-    points: Mapping[str, tuple[Array, Array]], xlabel: str, ylabel: str,
+    points: Mapping[str, tuple[Array, Array]],
+    xlabel: str,
+    ylabel: str,
     larger_x_is_better: bool = False,
 ) -> Picture:
     """Trade-off curves, label -> (x [K], y [K]) in order; larger y is better.  Points that no
@@ -190,13 +232,22 @@ def frontier(
     worse = (gain[None] >= gain[:, None]).all(2) & (gain[None] > gain[:, None]).any(2)
     best = ~worse.any(axis=1)
     for k, (name, (x, y)) in enumerate(points.items()):
-        ax.plot(_array(x), _array(y), marker=MARKERS[k % 7], ls=LINES[k % 7], label=name,
-                color=PALETTE[k % 7])
+        ax.plot(
+            _array(x),
+            _array(y),
+            marker=MARKERS[k % 7],
+            ls=LINES[k % 7],
+            label=name,
+            color=PALETTE[k % 7],
+        )
     ax.plot(*xy[best].T, "o", ms=10, mfc="none", mec="black", ls="", label="Pareto front")
     ax.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, ax)
-    words = "; ".join(f"{name}: {xlabel} {_span(x)}, {ylabel} {_span(y)}, {int(n)} on the front"
-                      for name, (x, y) in points.items() for n in [best[labels == name].sum()])
+    words = "; ".join(
+        f"{name}: {xlabel} {_span(x)}, {ylabel} {_span(y)}, {int(n)} on the front"
+        for name, (x, y) in points.items()
+        for n in [best[labels == name].sum()]
+    )
     return Picture(figure, f"{ylabel} against {xlabel}. {words}.")
 
 
@@ -306,7 +357,10 @@ def _legend_below(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
     inches = [0.6 + 0.07 * len(name) for name in labels]
     for rows in range(1, len(labels) + 1):  # a legend fills its columns one by one
-        if sum(max(inches[k:k + rows]) for k in range(0, len(labels), rows)) < figure.get_figwidth():
+        if (
+            sum(max(inches[k : k + rows]) for k in range(0, len(labels), rows))
+            < figure.get_figwidth()
+        ):
             break
     figure.set_figheight(figure.get_figheight() + 0.2 * rows)
     figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
@@ -334,9 +388,11 @@ def _trend(y: np.ndarray, x: Sequence[Any]) -> str:
     top, low = int(np.argmax(y)), int(np.argmin(y))
     for turn, verbs in ((top, ("rises", "peak", "falls")), (low, ("falls", "low", "rises"))):
         if min(abs(y[turn] - first), abs(y[turn] - last)) > 0.25 * span:
-            return (f"{verbs[0]} from {first:.3g} to a {verbs[1]} of {y[turn]:.3g} at "
-                    f"{_short(x[turn])}, "
-                    f"then {verbs[2]} to {last:.3g}")
+            return (
+                f"{verbs[0]} from {first:.3g} to a {verbs[1]} of {y[turn]:.3g} at "
+                f"{_short(x[turn])}, "
+                f"then {verbs[2]} to {last:.3g}"
+            )
     return f"{'rises' if last > first else 'falls'} from {first:.3g} to {last:.3g}"
 
 

@@ -67,7 +67,9 @@ def _differs(record: Path, mine: dict[str, Any]) -> str:
     except ValueError:
         return "has a damaged run.json"
     odd = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
-    return f"holds a run with {odd[0]}={theirs.get(odd[0])!r}, not {mine.get(odd[0])!r}" if odd else ""
+    return (
+        f"holds a run with {odd[0]}={theirs.get(odd[0])!r}, not {mine.get(odd[0])!r}" if odd else ""
+    )
 
 
 class Run:
@@ -92,7 +94,11 @@ class Run:
         self._log.write_text("")
 
     def steps(
-        self, n: int, name: str, state: Mapping[str, Any] | None = None, every: int = 0,
+        self,
+        n: int,
+        name: str,
+        state: Mapping[str, Any] | None = None,
+        every: int = 0,
         seconds: float = 60.0,
     ) -> Iterator[int]:
         """Yield 0..n-1 as phase `name`, saving `state` every `seconds` (and `every` steps).
@@ -125,8 +131,14 @@ class Run:
                     now = time.monotonic()
                     due = step + 1 == n or every and (step + 1) % every == 0
                     if key and (due or now - saved >= seconds):
-                        self._save(name, key, step + 1, n, spent + now - begin,
-                                   self._get_state(state, drawn))
+                        self._save(
+                            name,
+                            key,
+                            step + 1,
+                            n,
+                            spent + now - begin,
+                            self._get_state(state, drawn),
+                        )
                         saved = time.monotonic()
                     progress.update(step + 1, self._latest(name))
             finally:  # also after a break or an error in the loop
@@ -199,7 +211,13 @@ class Run:
         self.numbers[name] = np.asarray(value).tolist()
 
     def judge(
-        self, id: str, values: Any, *, sham: Any = None, control: Any = None, clusters: Any = None,
+        self,
+        id: str,
+        values: Any,
+        *,
+        sham: Any = None,
+        control: Any = None,
+        clusters: Any = None,
         note: str = "",
     ) -> claims.Claim:
         """Judge row `id` of the notebook's claims: one value per seed (per item with clusters), or
@@ -208,8 +226,14 @@ class Run:
         sham, control: the same measure on the arm that the row names; see claims.judge.
         """
         self.claims[id] = claims.judge(
-            self._row(id), values, clusters=clusters, sham=sham, control=control, note=note,
-            judged=self.parameters.profile != "quick")
+            self._row(id),
+            values,
+            clusters=clusters,
+            sham=sham,
+            control=control,
+            note=note,
+            judged=self.parameters.profile != "quick",
+        )
         return self.claims[id]
 
     def check(self, id: str, passed: Any) -> None:
@@ -225,12 +249,18 @@ class Run:
         p = self.parameters
         given = {k: v for k, v in p.values.items() if k not in ("out_dir", "seeds")}
         content = {
-            "schema": 2, "notebook": p.notebook, "title": self.title, "paper": self.paper,
-            "profile": p.profile, "seeds": p.seeds, "parameters": given,
+            "schema": 2,
+            "notebook": p.notebook,
+            "title": self.title,
+            "paper": self.paper,
+            "profile": p.profile,
+            "seeds": p.seeds,
+            "parameters": given,
             "claims_sha256": claims.rows_digest(p.notebook),
             "claims": [asdict(claim) for claim in self._all_claims()],
             "checks": [{"id": id, "statement": text} for id, text in self.checks.items()],
-            "numbers": self.numbers, "provenance": provenance(p.device),
+            "numbers": self.numbers,
+            "provenance": provenance(p.device),
         }
         content = json.loads(_json(content))
         claims.validate(content)
@@ -257,9 +287,11 @@ class Run:
             markdown(claims.claims_table(every, study))
         if self.checks:
             markdown(f"Checks that hold by construction: {', '.join(self.checks)}.")
-        markdown(f"Profile {self.parameters.profile}, seeds {self.parameters.seeds}, commit "
-                 f"{source['commit']}, data {data}, {source['device']}, {source['threads']} "
-                 f"threads; {used}.")
+        markdown(
+            f"Profile {self.parameters.profile}, seeds {self.parameters.seeds}, commit "
+            f"{source['commit']}, data {data}, {source['device']}, {source['threads']} "
+            f"threads; {used}."
+        )
 
     def save_figure(self, figure: Any, name: str) -> Path:
         """Write a figure to figures/<name>.png in the run's folder."""
@@ -304,8 +336,10 @@ class Run:
             else:
                 missing.append(id)
         if missing:
-            raise ValueError(f"rows {', '.join(missing)} of the claims were neither judged nor "
-                             "checked: call run.judge or run.check, or say what they need")
+            raise ValueError(
+                f"rows {', '.join(missing)} of the claims were neither judged nor "
+                "checked: call run.judge or run.check, or say what they need"
+            )
         return found
 
     def _key(self, name: str, values: list, *frames: Any) -> tuple[str, list]:
@@ -331,8 +365,9 @@ class Run:
 
     def _save(self, name: str, key: str, done: int, n: int, spent: float, content: dict) -> None:
         lines = json.dumps(self._lines.get(name, []))
-        self._store.save("phases", name, key, {
-            "done": done, "n": n, "seconds": spent, "lines": lines, **content})
+        self._store.save(
+            "phases", name, key, {"done": done, "n": n, "seconds": spent, "lines": lines, **content}
+        )
 
     def _computed(self, name: str, key: str, fn: Callable, state: Mapping, drawn: list) -> dict:
         """Run fn and store its value, if it can be stored, with the generators it left behind."""
@@ -357,15 +392,23 @@ class Run:
     def _get_state(self, state: Mapping[str, Any], drawn: list) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
         kind, keys, *rest = np.random.get_state()
-        return {"state": {k: checkpoint.snapshot(v) for k, v in state.items()},
-                "drawn": [generator_state(g) for g in drawn],
-                "rng": {"cpu": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(),
-                        "numpy": (kind, keys, *rest)}}
+        return {
+            "state": {k: checkpoint.snapshot(v) for k, v in state.items()},
+            "drawn": [generator_state(g) for g in drawn],
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": cuda,
+                "python": random.getstate(),
+                "numpy": (kind, keys, *rest),
+            },
+        }
 
     def _set_state(self, state: Mapping[str, Any], drawn: list, stored: dict[str, Any]) -> None:
         if set(state) != set(stored["state"]):
-            raise ValueError(f"the checkpoint holds {sorted(stored['state'])}, the notebook passes "
-                             f"{sorted(state)}: delete the run folder or use another out_dir")
+            raise ValueError(
+                f"the checkpoint holds {sorted(stored['state'])}, the notebook passes "
+                f"{sorted(state)}: delete the run folder or use another out_dir"
+            )
         for name, thing in state.items():
             checkpoint.restore(thing, stored["state"][name])
         for generator, kept in zip(drawn, stored["drawn"]):
@@ -383,8 +426,10 @@ class Run:
         if len(bad):
             phase = self._stack[-1] if self._stack else ""
             what = tensor.flatten()[bad[0]].item()
-            raise NonFiniteError(f"{name} is {what} at step {step} of {phase or 'the run'}, "
-                                 f"sample {int(bad[0])}; {self._last_good(phase)}")
+            raise NonFiniteError(
+                f"{name} is {what} at step {step} of {phase or 'the run'}, "
+                f"sample {int(bad[0])}; {self._last_good(phase)}"
+            )
         return tensor
 
     def _last_good(self, phase: str) -> str:
@@ -394,7 +439,9 @@ class Run:
         if not phase or not files:
             return "no checkpoint was saved yet"
         done = checkpoint.load(files[-1])["done"]
-        return f"the last good checkpoint is {files[-1].relative_to(self.folder)}, after {done} steps"
+        return (
+            f"the last good checkpoint is {files[-1].relative_to(self.folder)}, after {done} steps"
+        )
 
     def _put_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
         """The lines of a phase as they were when it was saved."""

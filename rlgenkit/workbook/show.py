@@ -20,10 +20,20 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 STYLE = {
-    "figure.dpi": 100, "figure.facecolor": "white", "font.size": 9.0, "axes.titlesize": 9.5,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "axes.axisbelow": True, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-    "legend.frameon": False, "legend.fontsize": 8.5, "image.cmap": "cividis",
+    "figure.dpi": 100,
+    "figure.facecolor": "white",
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "image.cmap": "cividis",
     "axes.prop_cycle": matplotlib.cycler(color=PALETTE) + matplotlib.cycler(linestyle=LINES),
 }
 
@@ -91,8 +101,7 @@ def show(figure: Figure | Picture, alt: str = "", caption: str = "") -> None:
         write_atomic(run.folder / "figures" / f"{file}.png", data)
     from IPython.display import display
 
-    display({"image/png": data, "text/plain": alt}, raw=True,
-            metadata={"image/png": {"alt": alt}})
+    display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
     markdown(f"*{label}: {caption}*")
 
 

@@ -85,8 +85,10 @@ def hold(folder: Path) -> Any:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ParameterError(f"another process works in the run folder {folder.name}: wait until it"
-                             " has ended, stop it, or name another out_dir") from None
+        raise ParameterError(
+            f"another process works in the run folder {folder.name}: wait until it"
+            " has ended, stop it, or name another out_dir"
+        ) from None
     return lock
 
 
@@ -127,8 +129,13 @@ def study_record(notebook: str) -> Record:
     return Record(folder)
 
 
-def write_record(folder: Path, lines: list[dict], results: dict[str, Any], about: dict[str, Any],
-                 limit: int = 1_000_000) -> list[str]:
+def write_record(
+    folder: Path,
+    lines: list[dict],
+    results: dict[str, Any],
+    about: dict[str, Any],
+    limit: int = 1_000_000,
+) -> list[str]:
     """Write a study's record of at most `limit` bytes; returns the results left out as too large.
 
     The largest results go first; metrics always stay.
@@ -145,8 +152,9 @@ def write_record(folder: Path, lines: list[dict], results: dict[str, Any], about
     checkpoint.write_atomic(folder / "metrics.jsonl", text.encode())
     checkpoint.save(folder / "results.safetensors", kept)
     about = {**about, "left_out": sorted(left)}
-    checkpoint.write_atomic(folder / "study.json",
-                            (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+    checkpoint.write_atomic(
+        folder / "study.json", (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
+    )
     return sorted(left)
 
 

@@ -15,7 +15,9 @@ from .show import Picture, png, show
 
 
 def explore(
-    fn: Callable[..., Picture], caption: str, twins: Sequence[Mapping[str, Any]] = (),
+    fn: Callable[..., Picture],
+    caption: str,
+    twins: Sequence[Mapping[str, Any]] = (),
     **sliders: Sequence[Any],
 ) -> None:
     """Sliders over the listed values (the first is the default) redraw fn(**values).
@@ -36,15 +38,19 @@ def explore(
     from IPython.display import display
 
     controls = {
-        name: ipywidgets.SelectionSlider(options=list(values), description=name,
-                                         continuous_update=False)
+        name: ipywidgets.SelectionSlider(
+            options=list(values), description=name, continuous_update=False
+        )
         for name, values in sliders.items()
     }
 
     def redraw(**values: Any) -> None:
         picture = fn(**values)
-        display({"image/png": png(picture.figure), "text/plain": picture.alt}, raw=True,
-                metadata={"image/png": {"alt": picture.alt}})
+        display(
+            {"image/png": png(picture.figure), "text/plain": picture.alt},
+            raw=True,
+            metadata={"image/png": {"alt": picture.alt}},
+        )
 
     display(ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)]))
 
@@ -101,8 +107,11 @@ def _clicker(labels: Labels, images_a: Tensor, images_b: Tensor) -> None:
         done = index >= len(images_a)
         for button in buttons:
             button.disabled = done
-        line.value = (f"done, {len(labels.clicked)} of {len(images_a)} labeled by you" if done
-                      else f"pair {index + 1} of {len(images_a)}: which one is better?")
+        line.value = (
+            f"done, {len(labels.clicked)} of {len(images_a)} labeled by you"
+            if done
+            else f"pair {index + 1} of {len(images_a)}: which one is better?"
+        )
         for widget, images in zip(pair, (images_a, images_b)):
             widget.value = b"" if done else _small_png(images[index])
 

@@ -2,24 +2,26 @@
 
 from rlgenkit._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, {
-    "agiqa": "TwoRatings load_agiqa",
-    "annotators": (
-        "crowd cyclic_probability prefer preference_probability rate taste utilities"
-    ),
-    "arithmetic": "",
-    "ava": "PhotoVotes load_ava vote_duels vote_moments",
-    "gsm8k": "SOLVERS Solutions load_gsm8k",
-    "human": "CaptionVotes HumanRatings load_captions load_geneval load_vader",
-    "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
-    "prompts": (
-        "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "
-        "caption parse sample_prompts split_of"
-    ),
-    "questions": "",
-    "reader": "REWARD_READER Reading check edit_distance load_reader read words",
-    "scenes": (
-        "LOOKS SHAPES SIZE Scene Sticker balance_of render sample_scene sample_scenes "
-        "with_look"
-    ),
-})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "agiqa": "TwoRatings load_agiqa",
+        "annotators": (
+            "crowd cyclic_probability prefer preference_probability rate taste utilities"
+        ),
+        "arithmetic": "",
+        "ava": "PhotoVotes load_ava vote_duels vote_moments",
+        "gsm8k": "SOLVERS Solutions load_gsm8k",
+        "human": "CaptionVotes HumanRatings load_captions load_geneval load_vader",
+        "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
+        "prompts": (
+            "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "
+            "caption parse sample_prompts split_of"
+        ),
+        "questions": "",
+        "reader": "REWARD_READER Reading check edit_distance load_reader read words",
+        "scenes": (
+            "LOOKS SHAPES SIZE Scene Sticker balance_of render sample_scene sample_scenes with_look"
+        ),
+    },
+)

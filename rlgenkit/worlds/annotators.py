@@ -27,33 +27,50 @@ def taste(name: str) -> Tensor:
 def utilities(looks: Tensor, weights: Tensor) -> Tensor:
     """Utility [B] of looks [B, 5] under taste weights [5] (linear)."""
     if looks.shape[-1] != len(LOOKS):
-        raise ValueError(f"looks must be [B, {len(LOOKS)}] in the order {LOOKS}, not {list(looks.shape)}")
+        raise ValueError(
+            f"looks must be [B, {len(LOOKS)}] in the order {LOOKS}, not {list(looks.shape)}"
+        )
     return looks @ weights.to(looks)
 
 
-def preference_probability(first: Tensor, second: Tensor, temperature: float = 1.0,
-                           flip: float = 0.0) -> Tensor:
+def preference_probability(
+    first: Tensor, second: Tensor, temperature: float = 1.0, flip: float = 0.0
+) -> Tensor:
     """P(first is preferred) [B] from utilities [B]: Bradley-Terry with a share `flip` of random slips.
 
     p = (1 - 2 flip) sigmoid((u1 - u2) / temperature) + flip; temperature 0 is a noiseless rater whose
     ties are even.
     """
     if temperature < 0 or not 0 <= flip <= 0.5:
-        raise ValueError(f"temperature must be >= 0 and flip in [0, 0.5], not {temperature} and {flip}")
+        raise ValueError(
+            f"temperature must be >= 0 and flip in [0, 0.5], not {temperature} and {flip}"
+        )
     gap = first - second
     clear = gap.sign() / 2 + 0.5 if temperature == 0 else torch.sigmoid(gap / temperature)
     return (1 - 2 * flip) * clear + flip
 
 
-def prefer(first: Tensor, second: Tensor, generator: torch.Generator, temperature: float = 1.0,
-           flip: float = 0.0, side_bias: float = 0.0) -> Tensor:
+def prefer(
+    first: Tensor,
+    second: Tensor,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+    flip: float = 0.0,
+    side_bias: float = 0.0,
+) -> Tensor:
     """Votes [B], True where the first is chosen; side_bias in utility units favors the first place."""
     chance = preference_probability(first + side_bias, second, temperature, flip)
     return torch.rand(chance.shape, generator=generator) < chance
 
 
-def rate(utility: Tensor, generator: torch.Generator, levels: int = 5, noise: float = 0.3,
-         leniency: float = 0.0, edges: Tensor | None = None) -> Tensor:
+def rate(
+    utility: Tensor,
+    generator: torch.Generator,
+    levels: int = 5,
+    noise: float = 0.3,
+    leniency: float = 0.0,
+    edges: Tensor | None = None,
+) -> Tensor:
     """Likert ratings [B] in 1..levels: utility + leniency + Gaussian noise, cut at `edges` [levels - 1].
 
     edges None cuts at evenly spaced quantiles of the given utilities (a rater who uses the whole scale).

@@ -49,8 +49,13 @@ def operator_of(steps: Tensor) -> Tensor:
     return torch.tensor(["+-*".index(s[0]) for s in STEPS])[steps]
 
 
-def sample_chains(count: int, length: int, generator: torch.Generator,
-                  pair: tuple[str, str] | None = None, with_pair: bool = False) -> Chains:
+def sample_chains(
+    count: int,
+    length: int,
+    generator: torch.Generator,
+    pair: tuple[str, str] | None = None,
+    with_pair: bool = False,
+) -> Chains:
     """Random chains; operators are equally likely. pair: an ordered pair of neighboring operators
     that no chain holds, or (with_pair) that every chain holds somewhere. ValueError for length < 1,
     or < 2 where a pair is asked for."""
@@ -109,7 +114,9 @@ def is_right(chains: Chains, values: Tensor) -> Tensor:
     return values[:, -1] == solve(chains)[:, -1]
 
 
-def weak_critiques(chains: Chains, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def weak_critiques(
+    chains: Chains, values: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """(flags Bool[B, n], says_wrong Bool[B]) of a poor teacher: it overlooks most slips that are not
     in additions, distrusts nines, and its verdict does not always follow from its flags."""
     hit = torch.tensor(list(HITS.values()))[operator_of(chains.steps)]
@@ -149,10 +156,12 @@ def values_ids(values: Tensor) -> Tensor:
     return values + _ID["0"]
 
 
-def prompt_ids(task: str, chains: Chains, values: Tensor | None = None,
-               critique: Tensor | None = None) -> Tensor:
+def prompt_ids(
+    task: str, chains: Chains, values: Tensor | None = None, critique: Tensor | None = None
+) -> Tensor:
     """The prompt Long[B, L] of a task of TASKS: the problem, for "critique" also the attempt
     Long[B, n], for "refine" also the critique's ids Long[B, n+1]; a colon ends each part."""
+
     def word(name: str) -> Tensor:
         return torch.full((len(chains), 1), _ID[name])
 

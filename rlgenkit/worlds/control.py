@@ -33,7 +33,8 @@ def cartpole_accelerations(states: Tensor, force: Tensor) -> tuple[Tensor, Tenso
     mass, lever = CART_MASS + POLE_MASS, POLE_MASS * HALF_LENGTH
     push = (force + lever * spin.square() * angle.sin()) / mass
     pole = (GRAVITY * angle.sin() - angle.cos() * push) / (
-        HALF_LENGTH * (4 / 3 - POLE_MASS * angle.cos().square() / mass))
+        HALF_LENGTH * (4 / 3 - POLE_MASS * angle.cos().square() / mass)
+    )
     return push - lever * pole * angle.cos() / mass, pole
 
 
@@ -74,8 +75,9 @@ def mountain_step(states: Tensor, actions: Tensor, repeat: int = 1) -> tuple[Ten
 
 
 @torch.no_grad()
-def episodes(step: Callable, chance: Callable[[Tensor], Tensor], states: Tensor, noise: Tensor
-             ) -> tuple[Tensor, Tensor, Tensor]:
+def episodes(
+    step: Callable, chance: Callable[[Tensor], Tensor], states: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """(states [..., T+1, N, S], actions Long[..., T, N], running Bool[..., T+1, N]) of N episodes.
 
     step(states, actions) -> (next states, ended); states [..., N, S]: first states; chance: states

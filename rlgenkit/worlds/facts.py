@@ -11,17 +11,26 @@ import torch
 from torch import Tensor
 
 LABELS = ("color", "shape", "size", "place", "mood", "price")
-VALUES = (("red", "blue", "green", "yellow", "white", "black"),
-          ("round", "square", "long", "flat", "thin", "thick"),
-          ("tiny", "small", "medium", "large", "huge", "giant"),
-          ("kitchen", "garden", "office", "street", "beach", "forest"),
-          ("calm", "happy", "sad", "angry", "proud", "shy"),
-          ("free", "cheap", "fair", "costly", "rare", "priceless"))
+VALUES = (
+    ("red", "blue", "green", "yellow", "white", "black"),
+    ("round", "square", "long", "flat", "thin", "thick"),
+    ("tiny", "small", "medium", "large", "huge", "giant"),
+    ("kitchen", "garden", "office", "street", "beach", "forest"),
+    ("calm", "happy", "sad", "angry", "proud", "shy"),
+    ("free", "cheap", "fair", "costly", "rare", "priceless"),
+)
 FILLER = ("well", "indeed", "rather", "so")
 WORTH = (40, 25, 15, 10, 6, 4)  # helpfulness of each fact; all of them make 100
 WRONG, LONGEST = 20, 24  # taken off for a wrong statement; words of the longest answer
-NAMES = ("<pad>", "<end>", "_", *map(str, range(-100, 101)), *LABELS,
-         *(word for row in VALUES for word in row), *FILLER)
+NAMES = (
+    "<pad>",
+    "<end>",
+    "_",
+    *map(str, range(-100, 101)),
+    *LABELS,
+    *(word for row in VALUES for word in row),
+    *FILLER,
+)
 PAD, END = 0, 1
 ZERO = NAMES.index("0")
 LABEL, VALUE, FILL = (NAMES.index(word) for word in ("color", "red", "well"))
@@ -57,10 +66,15 @@ def sloppy_answers(facts: Tensor, generator: torch.Generator, slip: float = 0.15
     temper = 0.6 * torch.rand(b, 1, generator=generator)
     filler = FILL + torch.randint(4, (2, b, 6), generator=generator)
     kind = torch.arange(6).expand(b, 6)
-    words = torch.stack([torch.where(draw[2] < temper, filler[0], PAD),
-                         torch.where(draw[3] < temper, filler[1], PAD),
-                         torch.where(keep, LABEL + kind, PAD),
-                         torch.where(keep, VALUE + 6 * kind + said, PAD)], 2).flatten(1)
+    words = torch.stack(
+        [
+            torch.where(draw[2] < temper, filler[0], PAD),
+            torch.where(draw[3] < temper, filler[1], PAD),
+            torch.where(keep, LABEL + kind, PAD),
+            torch.where(keep, VALUE + 6 * kind + said, PAD),
+        ],
+        2,
+    ).flatten(1)
     words = torch.cat([words, torch.full((b, 1), END)], 1)
     return words.gather(1, (words == PAD).int().argsort(dim=1, stable=True))
 

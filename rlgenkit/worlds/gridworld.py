@@ -19,8 +19,16 @@ DISCOUNT = 0.999
 BLANK, GOAL, HOUSE, SHEEP, COIN, BLOCK, MUD = range(7)
 MUD_GOAL, MUD_COIN = 7, 10
 CELL_FEATURES = {  # what entering a cell brings; the ends of an episode cost no gas
-    BLANK: ("gas",), GOAL: ("goal",), HOUSE: (), SHEEP: ("sheep",), COIN: ("gas", "coin"),
-    BLOCK: ("gas", "road block"), MUD: ("mud",), MUD_GOAL: ("goal",), MUD_COIN: ("mud", "coin")}
+    BLANK: ("gas",),
+    GOAL: ("goal",),
+    HOUSE: (),
+    SHEEP: ("sheep",),
+    COIN: ("gas", "coin"),
+    BLOCK: ("gas", "road block"),
+    MUD: ("mud",),
+    MUD_GOAL: ("goal",),
+    MUD_COIN: ("mud", "coin"),
+}
 ENDS = (GOAL, SHEEP, MUD_GOAL)
 DELIVERY = """
     0 0 5 0 0 0 0 0 0 0
@@ -73,11 +81,15 @@ def make_board(cells: Tensor) -> Gridworld:
     """
     unknown = set(cells.flatten().tolist()) - set(CELL_FEATURES)
     if cells.ndim != 2 or unknown:
-        raise ValueError(f"cells must be [H, W] codes out of {sorted(CELL_FEATURES)}, not "
-                         f"{list(cells.shape)} with {sorted(unknown)}")
+        raise ValueError(
+            f"cells must be [H, W] codes out of {sorted(CELL_FEATURES)}, not "
+            f"{list(cells.shape)} with {sorted(unknown)}"
+        )
     height, width = cells.shape
-    gains = torch.tensor([[float(name in CELL_FEATURES[int(c)]) for name in FEATURES]
-                          for c in cells.flatten()], dtype=torch.float64)
+    gains = torch.tensor(
+        [[float(name in CELL_FEATURES[int(c)]) for name in FEATURES] for c in cells.flatten()],
+        dtype=torch.float64,
+    )
     stay = torch.tensor([name in ("gas", "mud") for name in FEATURES])
     transitions = torch.zeros(cells.numel(), len(MOVES), cells.numel(), dtype=torch.float64)
     features = torch.zeros(cells.numel(), len(MOVES), len(FEATURES), dtype=torch.float64)
@@ -115,8 +127,9 @@ def random_board(generator: torch.Generator, side: int = 10) -> Gridworld:
     raise ValueError(f"no board of side {side} with a reachable goal was found; take side >= 3")
 
 
-def policy_values(world: Gridworld, policy: Tensor, rewards: Tensor,
-                  discount: float = DISCOUNT) -> Tensor:
+def policy_values(
+    world: Gridworld, policy: Tensor, rewards: Tensor, discount: float = DISCOUNT
+) -> Tensor:
     """Discounted returns [..., S] of policies [..., S, A] for rewards [..., S, A], by one solve."""
     flow = torch.einsum("...sa,sat->...st", policy, world.transitions)
     gain = (policy * rewards).sum(-1)
@@ -131,8 +144,9 @@ def successor_features(world: Gridworld, policy: Tensor, discount: float = DISCO
     return torch.linalg.solve(torch.eye(flow.shape[-1], dtype=flow.dtype) - discount * flow, gain)
 
 
-def action_values(world: Gridworld, rewards: Tensor, values: Tensor,
-                  discount: float = DISCOUNT) -> Tensor:
+def action_values(
+    world: Gridworld, rewards: Tensor, values: Tensor, discount: float = DISCOUNT
+) -> Tensor:
     """Q [..., S, A] from rewards [..., S, A] and values [..., S]."""
     return rewards + discount * torch.einsum("sat,...t->...sa", world.transitions, values)
 
@@ -143,8 +157,9 @@ def greedy_policy(q: Tensor, slack: float = 1e-6) -> Tensor:
     return best / best.sum(-1, keepdim=True)
 
 
-def optimal_policy(world: Gridworld, rewards: Tensor, discount: float = DISCOUNT,
-                   first: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def optimal_policy(
+    world: Gridworld, rewards: Tensor, discount: float = DISCOUNT, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """(moves Long[..., S], V* [..., S]) for rewards [..., S, A] by policy iteration (exact).
 
     A move replaces the current one only if it is better by more than 1e-9, so that ties end it.
@@ -172,16 +187,22 @@ def optimal_values(world: Gridworld, rewards: Tensor, discount: float = DISCOUNT
     return optimal_policy(world, rewards, discount)[1]
 
 
-def scaled_return(world: Gridworld, policy: Tensor, rewards: Tensor,
-                  discount: float = DISCOUNT) -> Tensor:
+def scaled_return(
+    world: Gridworld, policy: Tensor, rewards: Tensor, discount: float = DISCOUNT
+) -> Tensor:
     """(G - G_random) / (G_best - G_random) [...] of policies [..., S, A] for rewards [S, A].
 
     G is the mean discounted return over the start cells: 1 is optimal, 0 a random walk.
     """
     walk = torch.full_like(world.transitions[..., 0], 1 / len(MOVES))
-    found, random, best = (v[..., world.starts].mean(-1) for v in (
-        policy_values(world, policy, rewards, discount),
-        policy_values(world, walk, rewards, discount), optimal_values(world, rewards, discount)))
+    found, random, best = (
+        v[..., world.starts].mean(-1)
+        for v in (
+            policy_values(world, policy, rewards, discount),
+            policy_values(world, walk, rewards, discount),
+            optimal_values(world, rewards, discount),
+        )
+    )
     return (found - random) / (best - random)
 
 
@@ -222,8 +243,10 @@ def load_delivery_labels(path: str | Path, world: Gridworld) -> SegmentLabels:
     if pairs.ndim != 4 or pairs.shape[1] != 2 or pairs.shape[2] < 2 or pairs.shape[3] != 2:
         raise ValueError(f"segment_pairs must be [N, 2, L + 1, 2], not {list(pairs.shape)}")
     if votes.shape != pairs.shape[:1] or not len(votes):
-        raise ValueError(f"Y must hold one vote for each of the {len(pairs)} pairs (at least one), "
-                         f"not {list(votes.shape)}")
+        raise ValueError(
+            f"Y must hold one vote for each of the {len(pairs)} pairs (at least one), "
+            f"not {list(votes.shape)}"
+        )
     if not np.isin(votes, (0, 0.5, 1)).all():
         raise ValueError("votes in Y must be 0 (first), 0.5 (tie) or 1 (second)")
     if len(np.unique(votes)) == 1:
@@ -235,8 +258,10 @@ def load_delivery_labels(path: str | Path, world: Gridworld) -> SegmentLabels:
 def _array(prefix: Path, name: str) -> np.ndarray:
     file = prefix.with_name(f"{prefix.name}_full_filtered_{name}.npy")
     if not file.is_file():
-        raise ValueError(f"{file.name} is missing in {file.parent.name or 'the folder'}: name a "
-                         "folder with the authors' arrays, or a prefix such as Question-Control")
+        raise ValueError(
+            f"{file.name} is missing in {file.parent.name or 'the folder'}: name a "
+            "folder with the authors' arrays, or a prefix such as Question-Control"
+        )
     try:
         return np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -249,8 +274,9 @@ def _segments(world: Gridworld, walks: np.ndarray) -> Segments:
     hit = (walks[:, 1:, None] == torch.tensor(MOVES)).all(-1)  # [N, L, A]
     padding = (walks[:, 1:] == 0).all(-1)  # (0, 0) follows the end of an episode
     if not (hit.any(-1) | padding).all():
-        raise ValueError("segment_pairs holds a move that is none of (-1, 0), (1, 0), (0, -1) "
-                         "and (0, 1)")
+        raise ValueError(
+            "segment_pairs holds a move that is none of (-1, 0), (1, 0), (0, -1) and (0, 1)"
+        )
     start, size = walks[:, 0], torch.tensor(world.cells.shape)
     if not ((start >= 0) & (start < size)).all():
         raise ValueError(f"segment_pairs holds a start outside the board of {size.tolist()} cells")

@@ -40,15 +40,21 @@ def load_gsm8k(folder: str | Path = GSM8K) -> Solutions:
             row = json.loads(line)
             labels, four = row["right"], tuple(row["solutions"])
             good = len(four) == len(labels) == len(SOLVERS) and {type(x) for x in labels} == {bool}
-            if not good or not all(isinstance(t, str) for t in (row["question"], row["answer"], *four)):
+            if not good or not all(
+                isinstance(t, str) for t in (row["question"], row["answer"], *four)
+            ):
                 raise ValueError("a field has the wrong type or number")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"line {number} of solutions.jsonl needs question, answer, four solutions "
-                             f"and four labels; restore it with git checkout -- data/human") from error
+            raise ValueError(
+                f"line {number} of solutions.jsonl needs question, answer, four solutions "
+                f"and four labels; restore it with git checkout -- data/human"
+            ) from error
         questions.append(row["question"])
         answers.append(row["answer"])
         texts.append(four)
         right.append(labels)
     if not questions:
-        raise ValueError("solutions.jsonl holds no problems; restore it with git checkout -- data/human")
+        raise ValueError(
+            "solutions.jsonl holds no problems; restore it with git checkout -- data/human"
+        )
     return Solutions(tuple(questions), tuple(answers), tuple(texts), torch.tensor(right))

@@ -39,9 +39,18 @@ class HumanRatings:
 
 def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
     """The committed ratings; ValueError if the files are missing or not those of the manifest."""
-    rows = columns(Path(folder) / "ratings.csv", {
-        "model": MODELS.index, "prompt": int, "sample": int, "rater": int,
-        "fit": _number, "realism_0": _number, "realism_1": _number})
+    rows = columns(
+        Path(folder) / "ratings.csv",
+        {
+            "model": MODELS.index,
+            "prompt": int,
+            "sample": int,
+            "rater": int,
+            "fit": _number,
+            "realism_0": _number,
+            "realism_1": _number,
+        },
+    )
     asked = columns(Path(folder) / "prompts.csv", {"prompt": int, "tag": str})
     tasks = dict(zip(asked["prompt"], asked["tag"]))
     keys = list(zip(rows["model"], rows["prompt"], rows["sample"]))
@@ -51,10 +60,13 @@ def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
     realism = torch.full((len(images), RATERS, 2), float("nan"))
     fit[place] = torch.tensor(rows["fit"])
     realism[place] = torch.tensor([rows["realism_0"], rows["realism_1"]]).T
-    return HumanRatings(fit, realism,
-                        torch.tensor([m for m, _, _ in images]),
-                        torch.tensor([p for _, p, _ in images]),
-                        tuple(tasks[p] for _, p, _ in images))
+    return HumanRatings(
+        fit,
+        realism,
+        torch.tensor([m for m, _, _ in images]),
+        torch.tensor([p for _, p, _ in images]),
+        tuple(tasks[p] for _, p, _ in images),
+    )
 
 
 def _number(text: str) -> float:
@@ -71,8 +83,10 @@ def columns(path: Path, kinds: dict[str, Callable[[str], Any]]) -> dict[str, lis
     try:
         found = {name: [kind(row[name]) for row in rows] for name, kind in kinds.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path.name} needs the columns {', '.join(kinds)}, with numbers or whole "
-                         f"numbers where the committed file has them ({error!r})") from error
+        raise ValueError(
+            f"{path.name} needs the columns {', '.join(kinds)}, with numbers or whole "
+            f"numbers where the committed file has them ({error!r})"
+        ) from error
     if not rows:
         raise ValueError(f"{path.name} needs rows below its header")
     return found
@@ -81,16 +95,20 @@ def columns(path: Path, kinds: dict[str, Callable[[str], Any]]) -> dict[str, lis
 def checked_bytes(path: Path) -> bytes:
     """The file's bytes, if they are those that data/manifest.json names (ValueError if not)."""
     if not path.is_file():
-        raise ValueError(f"{path.name} is missing in {path.parent.name}; restore it with "
-                         f"git checkout -- data/human")
+        raise ValueError(
+            f"{path.name} is missing in {path.parent.name}; restore it with "
+            f"git checkout -- data/human"
+        )
     content = path.read_bytes()
     if path.is_relative_to(DATA) and (DATA / "manifest.json").is_file():
         known = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"]
         name = f"data/{path.relative_to(DATA).as_posix()}"
         hashes = [row["sha256"] for row in known if row["path"] == name]
         if hashes and hashes[0] != hashlib.sha256(content).hexdigest():
-            raise ValueError(f"{name} is not the file that data/manifest.json names; restore it "
-                             f"with git checkout -- {name}")
+            raise ValueError(
+                f"{name} is not the file that data/manifest.json names; restore it "
+                f"with git checkout -- {name}"
+            )
     return content
 
 
@@ -148,5 +166,7 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
         raise ValueError(f"sessions.csv needs {BATCH} ratings between -4 and 4 in every row")
     ratings, batch = torch.tensor(rows["ratings"]), torch.tensor(rows["batch"])
     if (batch < 0).any() or (batch.bincount() == 1).any():
-        raise ValueError("sessions.csv needs batch numbers from 0, and two sessions or more in every batch")
+        raise ValueError(
+            "sessions.csv needs batch numbers from 0, and two sessions or more in every batch"
+        )
     return ratings.float(), batch

@@ -13,8 +13,15 @@ from torch import Tensor
 from .human import DATA, checked_bytes
 
 OPINPREF = DATA / "human" / "opinpref"
-ASPECTS = ("aspect-coverage", "opinion-faithfulness", "opinion-coverage", "conciseness",
-           "relevance", "hallucination", "language-correctness")  # hallucination 5 = none
+ASPECTS = (
+    "aspect-coverage",
+    "opinion-faithfulness",
+    "opinion-coverage",
+    "conciseness",
+    "relevance",
+    "hallucination",
+    "language-correctness",
+)  # hallucination 5 = none
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,18 @@ def load_opinpref(folder: str | Path = OPINPREF) -> OpinPref:
             torch.tensor([{1: 1.0, 2: 0.0}[r["choice"]] for r in rows]),
             torch.tensor([r["annotator"] for r in rows]),
             torch.tensor([r["recipes"] for r in rows]),
-            torch.tensor([r["split"] == "validation" for r in rows]), None)
+            torch.tensor([r["split"] == "validation" for r in rows]),
+            None,
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"pairs.jsonl has a row that cannot be read ({error!r}); restore it with "
-                         "git checkout -- data/human") from error
-    if made.aspects.shape != (len(rows), 2, len(ASPECTS)) or not (
-            (made.aspects >= 0) & (made.aspects <= 5)).all():
+        raise ValueError(
+            f"pairs.jsonl has a row that cannot be read ({error!r}); restore it with "
+            "git checkout -- data/human"
+        ) from error
+    if (
+        made.aspects.shape != (len(rows), 2, len(ASPECTS))
+        or not ((made.aspects >= 0) & (made.aspects <= 5)).all()
+    ):
         raise ValueError("every row of pairs.jsonl needs 2 x 7 aspect scores in 0..5")
     if made.first_wins.unique().numel() < 2:
         raise ValueError("all choices are the same side; there is nothing to learn from them")
@@ -70,8 +83,10 @@ def _embeddings(folder: Path, rows: int) -> Tensor | None:
 
     found = load(checked_bytes(path))["summaries"].float()
     if found.shape[:2] != (rows, 2):
-        raise ValueError(f"embeddings.safetensors holds {list(found.shape)}, not {rows} pairs; "
-                         "make it again or delete it")
+        raise ValueError(
+            f"embeddings.safetensors holds {list(found.shape)}, not {rows} pairs; "
+            "make it again or delete it"
+        )
     return found
 
 
@@ -89,8 +104,10 @@ def load_preference_pairs(path: str | Path) -> list[tuple[str, str]]:
             row = json.loads(line)
             pair = row["chosen"], row["rejected"]
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"line {number} of {path.name} needs a JSON object with the texts "
-                             "chosen and rejected") from error
+            raise ValueError(
+                f"line {number} of {path.name} needs a JSON object with the texts "
+                "chosen and rejected"
+            ) from error
         if not all(isinstance(t, str) and t.strip() for t in pair) or pair[0] == pair[1]:
             raise ValueError(f"line {number} of {path.name} needs two different texts")
         found.append(pair)

@@ -79,8 +79,16 @@ def point_mass(wall: float = 0.0) -> ControlWorld:
         return torch.cat([(states[..., :2] + DT * speed).clamp(-ARENA, ARENA), speed], -1)
 
     return ControlWorld(
-        "point mass", 4, 2, 50, reset, lambda s: s, step,
-        lambda s, u: -s[..., :2].norm(dim=-1), lambda s: (-s @ gain.to(s.dtype).T).clamp(-1, 1))
+        "point mass",
+        4,
+        2,
+        50,
+        reset,
+        lambda s: s,
+        step,
+        lambda s, u: -s[..., :2].norm(dim=-1),
+        lambda s: (-s @ gain.to(s.dtype).T).clamp(-1, 1),
+    )
 
 
 def pendulum() -> ControlWorld:
@@ -141,6 +149,7 @@ def rollout(world: ControlWorld, policy: Callable[[Tensor], Tensor], states: Ten
 
 def reference_returns(world: ControlWorld, starts: Tensor, generator: torch.Generator) -> tuple:
     """(random, expert) mean returns from starts [N, S]: the ends of the scale 0..1 of a policy."""
+
     def uniform(states: Tensor) -> Tensor:
         shape = (len(states), world.actions)
         return 2 * torch.rand(shape, generator=generator) - 1

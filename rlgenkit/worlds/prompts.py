@@ -16,13 +16,41 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-KINDS = ("cat", "heart", "cloud", "tree", "droplet", "star",
-         "umbrella", "teapot", "crab", "airplane", "note", "ball")
+KINDS = (
+    "cat",
+    "heart",
+    "cloud",
+    "tree",
+    "droplet",
+    "star",
+    "umbrella",
+    "teapot",
+    "crab",
+    "airplane",
+    "note",
+    "ball",
+)
 COLORS = ("red", "yellow", "green", "blue", "purple", "black")
 BACKGROUNDS = ("white", "sky", "mint", "peach", "sand")
 GLYPHS = tuple("AEGHINOSTY1234")
-WORDS = ("GO", "NO", "ON", "HI", "SO", "IT", "YES", "TEA", "SAY", "TEN", "HAT", "SEA",
-         "TOY", "NET", "EAT", "SIT")
+WORDS = (
+    "GO",
+    "NO",
+    "ON",
+    "HI",
+    "SO",
+    "IT",
+    "YES",
+    "TEA",
+    "SAY",
+    "TEN",
+    "HAT",
+    "SEA",
+    "TOY",
+    "NET",
+    "EAT",
+    "SIT",
+)
 DIGITS = ("1", "2", "3", "4")
 NUMBERS = ("a", "two", "three", "four")
 RELATIONS = ("left of", "right of", "above", "below")
@@ -56,8 +84,12 @@ def _noun(group: Group) -> str:
     return f"{NUMBERS[group.count - 1]} {group.color} {plural}"
 
 
-def caption(groups: tuple[Group, ...], relation: str | None = None, background: str | None = None,
-            word: str | None = None) -> Prompt:
+def caption(
+    groups: tuple[Group, ...],
+    relation: str | None = None,
+    background: str | None = None,
+    word: str | None = None,
+) -> Prompt:
     """The prompt with its caption written out. A word takes its color from groups[0]."""
     if word is not None:
         noun = "number" if word in DIGITS else "word"
@@ -66,8 +98,13 @@ def caption(groups: tuple[Group, ...], relation: str | None = None, background: 
         text, category = f" {relation} ".join(_noun(g) for g in groups), "relation"
     else:
         text = " and ".join(_noun(g) for g in groups)
-        category = ("counting" if any(g.count > 1 for g in groups)
-                    else "binding" if len(groups) > 1 else "single")
+        category = (
+            "counting"
+            if any(g.count > 1 for g in groups)
+            else "binding"
+            if len(groups) > 1
+            else "single"
+        )
     if background is not None:
         text += f" on a {background} background"
     return Prompt(text, groups, relation, background, word, category)
@@ -77,11 +114,29 @@ _THING = rf"({'|'.join(NUMBERS)}) ({'|'.join(COLORS)}) ({'|'.join(KINDS)})s?"
 _CAPTION = re.compile(
     rf"(?:{_THING}(?: ({'|'.join(RELATIONS)}|and) {_THING})?"
     rf"|the (?:word|number) \"([A-Z0-9]+)\" in ({'|'.join(COLORS)}))"
-    rf"(?: on a ({'|'.join(BACKGROUNDS)}) background)?")
+    rf"(?: on a ({'|'.join(BACKGROUNDS)}) background)?"
+)
 _VOCABULARY = frozenset(
-    KINDS + tuple(k + "s" for k in KINDS) + COLORS + BACKGROUNDS + NUMBERS
-    + ("left", "right", "of", "above", "below", "and", "on", "background", "the", "word",
-       "number", "in"))
+    KINDS
+    + tuple(k + "s" for k in KINDS)
+    + COLORS
+    + BACKGROUNDS
+    + NUMBERS
+    + (
+        "left",
+        "right",
+        "of",
+        "above",
+        "below",
+        "and",
+        "on",
+        "background",
+        "the",
+        "word",
+        "number",
+        "in",
+    )
+)
 
 
 def parse(text: str) -> Prompt:
@@ -89,9 +144,13 @@ def parse(text: str) -> Prompt:
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
         unknown = [w for w in text.split() if w not in _VOCABULARY and not w.startswith('"')]
-        what = f"the word {unknown[0]!r} is not in the vocabulary" if unknown else "its order of words"
-        raise ValueError(f"caption {text!r} is outside the grammar of sticker scenes: {what}; "
-                         "write for example 'two red cats left of a blue star on a mint background'")
+        what = (
+            f"the word {unknown[0]!r} is not in the vocabulary" if unknown else "its order of words"
+        )
+        raise ValueError(
+            f"caption {text!r} is outside the grammar of sticker scenes: {what}; "
+            "write for example 'two red cats left of a blue star on a mint background'"
+        )
     n1, c1, k1, link, n2, c2, k2, word, word_color, background = match.groups()
     if word is not None:
         return caption((Group(word, word_color),), background=background, word=word)
@@ -107,7 +166,7 @@ def is_heldout_pair(kind: str, color: str) -> bool:
 
 
 def split_of(prompt: Prompt) -> str:
-    """"heldout": has an unseen kind-color pair; "test": one caption in ten, by hash; else "train"."""
+    """ "heldout": has an unseen kind-color pair; "test": one caption in ten, by hash; else "train"."""
     if any(is_heldout_pair(g.kind, g.color) for g in prompt.groups):
         return "heldout"
     return "test" if zlib.crc32(prompt.text.encode()) % 10 == 0 else "train"
@@ -137,16 +196,19 @@ def _draw(rng: np.random.Generator, category: str, heldout: bool) -> Prompt:
     return caption(groups, relation, background)
 
 
-def sample_prompts(n: int, split: str = "train", category: str | None = None, *,
-                   generator: torch.Generator) -> list[Prompt]:
+def sample_prompts(
+    n: int, split: str = "train", category: str | None = None, *, generator: torch.Generator
+) -> list[Prompt]:
     """n prompts of a split ("train" | "test" | "heldout") and category (None = all, evenly drawn).
 
     "heldout" prompts hold a kind-color pair that no training caption has; words have no such pair,
     so their held-out set is refused.
     """
     if split not in SPLITS or category not in CATEGORIES + (None,):
-        raise ValueError(f"unknown split or category: {split!r}, {category!r}; splits are {SPLITS}, "
-                         f"categories are {CATEGORIES} or None")
+        raise ValueError(
+            f"unknown split or category: {split!r}, {category!r}; splits are {SPLITS}, "
+            f"categories are {CATEGORIES} or None"
+        )
     if split == "heldout" and category == "word":
         raise ValueError("words have no kind-color pair to hold out; use split='test' for words")
     rng = numpy_rng(generator)
@@ -161,5 +223,5 @@ def sample_prompts(n: int, split: str = "train", category: str | None = None, *,
 
 def numpy_rng(generator: torch.Generator) -> np.random.Generator:
     """A NumPy generator seeded by one draw of a torch one, for layouts and grammar."""
-    seed = torch.randint(2 ** 62, (1,), generator=generator, device=generator.device)
+    seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
     return np.random.default_rng(int(seed))

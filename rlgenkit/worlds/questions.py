@@ -17,18 +17,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .prompts import (BACKGROUNDS, COLORS, DIGITS, KINDS, NUMBERS, RELATIONS, WORDS, Group, Prompt,
-                      caption)
+from .prompts import (
+    BACKGROUNDS,
+    COLORS,
+    DIGITS,
+    KINDS,
+    NUMBERS,
+    RELATIONS,
+    WORDS,
+    Group,
+    Prompt,
+    caption,
+)
 from .scenes import LOOKS, SIZE, Scene, _holds
 
 LEVELS = ("low", "medium", "high")
 EDGES = (0.35, 0.65)  # where low ends and high begins
 DESCRIBE, SCORE, RATE = "describe the picture", "score the picture", "rate the picture"
 REASONS = {
-    "contrast": ("the stickers fade into the background", "the stickers are clear enough", "the stickers stand out"),
+    "contrast": (
+        "the stickers fade into the background",
+        "the stickers are clear enough",
+        "the stickers stand out",
+    ),
     "saturation": ("the colors are pale", "the colors are soft", "the colors are vivid"),
     "harmony": ("the hues are off", "the hues are a bit off", "the hues fit"),
-    "clutter": ("there are few speckles", "there are some speckles", "there are many speckles")}
+    "clutter": ("there are few speckles", "there are some speckles", "there are many speckles"),
+}
 SIDES = ("left", "right", "up", "down")
 IMPRESSIONS = ("not for me", "it looks plain", "a fine picture", "it looks good", "a nice picture")
 MARKS = ("<think>", "</think>", "<answer>", "</answer>", "score:", "because", "?", ":")
@@ -37,18 +52,33 @@ SPECIAL = ("<pad>", "<end>", "<unk>", "<image>")
 
 def vocabulary() -> list[str]:
     """Every token: SPECIAL first, then words, then the pieces of numbers ("0.", "1.", "##0" .. "##9")."""
-    texts = [DESCRIBE, SCORE, RATE, "is there are does the picture show background it say number word in on and "
-             "a of left right above below yes no weight lies is middle the"]
+    texts = [
+        DESCRIBE,
+        SCORE,
+        RATE,
+        "is there are does the picture show background it say number word in on and "
+        "a of left right above below yes no weight lies is middle the",
+    ]
     texts += [t for group in REASONS.values() for t in group] + list(IMPRESSIONS)
     words = [w for text in texts for w in text.split()]
-    words += [*LOOKS, *(f"{name}:" for name in LOOKS), *LEVELS, *SIDES, *NUMBERS, *COLORS, *KINDS,
-              *(k + "s" for k in KINDS), *BACKGROUNDS, *(f'"{w}"' for w in WORDS + DIGITS)]
+    words += [
+        *LOOKS,
+        *(f"{name}:" for name in LOOKS),
+        *LEVELS,
+        *SIDES,
+        *NUMBERS,
+        *COLORS,
+        *KINDS,
+        *(k + "s" for k in KINDS),
+        *BACKGROUNDS,
+        *(f'"{w}"' for w in WORDS + DIGITS),
+    ]
     pieces = ["0.", "1.", *(f"##{d}" for d in range(10))]
     return list(dict.fromkeys([*SPECIAL, *MARKS, *words, *pieces]))
 
 
 def level(value: float) -> str:
-    """"low" | "medium" | "high" of a look control in [0, 1]."""
+    """ "low" | "medium" | "high" of a look control in [0, 1]."""
     return LEVELS[(value >= EDGES[0]) + (value >= EDGES[1])]
 
 
@@ -85,8 +115,10 @@ def thought(scene: Scene, name: str) -> str:
     word = level(value)
     if name != "balance":
         return f"{name}: {word} because {REASONS[name][LEVELS.index(word)]}"
-    area = np.array([s.size ** 2 for s in scene.stickers])
-    dx, dy = (np.array([(s.x, s.y) for s in scene.stickers]) * area[:, None]).sum(0) / area.sum() - SIZE / 2
+    area = np.array([s.size**2 for s in scene.stickers])
+    dx, dy = (np.array([(s.x, s.y) for s in scene.stickers]) * area[:, None]).sum(
+        0
+    ) / area.sum() - SIZE / 2
     side = SIDES[int(dx > 0) if abs(dx) >= abs(dy) else 2 + int(dy > 0)]
     where = "the weight is in the middle" if word == "high" else f"the weight lies {side}"
     return f"balance: {word} because {where}"
@@ -114,7 +146,7 @@ def _other(rng: np.random.Generator, choices: Sequence[str], taken: Sequence[str
 
 
 def ask_thing(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """"is there a red cat ?" or "are there two red cats ?" and the answer; half of them are wrong in one part."""
+    """ "is there a red cat ?" or "are there two red cats ?" and the answer; half of them are wrong in one part."""
     first = scene.stickers[0]
     if first.kind not in KINDS:
         return ask_word(scene, rng)
@@ -144,14 +176,14 @@ def ask_word(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def ask_background(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """"is the background mint ?" and the answer."""
+    """ "is the background mint ?" and the answer."""
     if rng.random() < 0.5:
         return f"is the background {_other(rng, BACKGROUNDS, [scene.background])} ?", "no"
     return f"is the background {scene.background} ?", "yes"
 
 
 def ask_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """"is the contrast high ?" and the answer."""
+    """ "is the contrast high ?" and the answer."""
     k = int(rng.integers(len(LOOKS)))
     truth = level(scene.look[k])
     asked = truth if rng.random() < 0.5 else _other(rng, LEVELS, [truth])
@@ -159,12 +191,16 @@ def ask_look(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def ask_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
-    """"does the picture show CAPTION ?" with the scene's caption, or with one part of it changed."""
+    """ "does the picture show CAPTION ?" with the scene's caption, or with one part of it changed."""
     own = caption_of(scene)
     if rng.random() < 0.5:
         return f"does the picture show {own.text} ?", "yes"
     groups, relation, background, word = list(own.groups), own.relation, own.background, own.word
-    parts = ["background", "color"] + (["word"] if word else ["kind", "count"]) + ["relation"] * 3 * bool(relation)
+    parts = (
+        ["background", "color"]
+        + (["word"] if word else ["kind", "count"])
+        + ["relation"] * 3 * bool(relation)
+    )
     part, i = parts[rng.integers(len(parts))], int(rng.integers(len(groups)))
     kind, color, count = groups[i].kind, groups[i].color, groups[i].count
     if part == "background":
@@ -178,7 +214,10 @@ def ask_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
         color = _other(rng, COLORS, [g.color for g in groups]) if part == "color" else color
         count = int(_other(rng, "1234", [str(count)])) if part == "count" else count
     groups[i] = Group(kind, color, count)
-    return f"does the picture show {caption(tuple(groups), relation, background, word).text} ?", "no"
+    return (
+        f"does the picture show {caption(tuple(groups), relation, background, word).text} ?",
+        "no",
+    )
 
 
 ASKED = (ask_thing, ask_caption, ask_look, ask_background)
@@ -188,9 +227,16 @@ def lesson(scene: Scene, value: float, rng: np.random.Generator) -> list[tuple[s
     """(request, answer) pairs of one scene: a caption, two scored controls, the score `value` of the
     whole, a first impression, and six questions (two of things, two of captions, look, background)."""
     first, second = rng.choice(len(LOOKS), 2, replace=False)
-    pairs = [(DESCRIBE, caption_of(scene).text), (SCORE, answer(look_words(scene.look), value)),
-             (RATE, impression(scene.look, rng))]
-    pairs += [(f"score the {LOOKS[k]}", answer(thought(scene, LOOKS[k]), scene.look[k]))
-              for k in (first, second)]
-    return pairs + [ask(scene, rng) for ask in (ask_thing, ask_thing, ask_caption, ask_caption, ask_look,
-                                                ask_background)]
+    pairs = [
+        (DESCRIBE, caption_of(scene).text),
+        (SCORE, answer(look_words(scene.look), value)),
+        (RATE, impression(scene.look, rng)),
+    ]
+    pairs += [
+        (f"score the {LOOKS[k]}", answer(thought(scene, LOOKS[k]), scene.look[k]))
+        for k in (first, second)
+    ]
+    return pairs + [
+        ask(scene, rng)
+        for ask in (ask_thing, ask_thing, ask_caption, ask_caption, ask_look, ask_background)
+    ]

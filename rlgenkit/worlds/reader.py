@@ -44,8 +44,9 @@ class Reading:
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-                         nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
 
 
 class Reader(nn.Module):
@@ -56,12 +57,19 @@ class Reader(nn.Module):
         w = width
         self.stem = nn.Sequential(_block(3, w, 2), _block(w, w))
         self.middle = nn.Sequential(_block(w, 2 * w, 2), _block(2 * w, 2 * w), _block(2 * w, 2 * w))
-        self.deep = nn.Sequential(_block(2 * w, 3 * w, 2), _block(3 * w, 3 * w), _block(3 * w, 3 * w))
+        self.deep = nn.Sequential(
+            _block(2 * w, 3 * w, 2), _block(3 * w, 3 * w), _block(3 * w, 3 * w)
+        )
         self.merge = _block(5 * w, 3 * w)
         self.cells = nn.Conv2d(3 * w, 1 + len(SHAPES) + len(COLORS) + 4, 1)
-        self.texture = nn.Sequential(_block(3, 8), _block(8, 8))  # full resolution: speckles are 2 px
-        self.whole = nn.Sequential(nn.Linear(9 * w + 8, 4 * w), nn.ReLU(),
-                                   nn.Linear(4 * w, len(BACKGROUNDS) + len(LEARNED_LOOKS)))
+        self.texture = nn.Sequential(
+            _block(3, 8), _block(8, 8)
+        )  # full resolution: speckles are 2 px
+        self.whole = nn.Sequential(
+            nn.Linear(9 * w + 8, 4 * w),
+            nn.ReLU(),
+            nn.Linear(4 * w, len(BACKGROUNDS) + len(LEARNED_LOOKS)),
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """images [B, 3, 64, 64] in [0, 1] -> cells [B, 37, 16, 16], whole [B, 8], features [B, F]."""
@@ -70,8 +78,9 @@ class Reader(nn.Module):
         deep = self.deep(middle)
         up = F.interpolate(deep, scale_factor=2, mode="bilinear", align_corners=False)
         cells = self.merge(torch.cat([middle, up], 1))
-        features = torch.cat([stem.mean((2, 3)), middle.mean((2, 3)), deep.mean((2, 3)),
-                              cells.amax((2, 3))], 1)
+        features = torch.cat(
+            [stem.mean((2, 3)), middle.mean((2, 3)), deep.mean((2, 3)), cells.amax((2, 3))], 1
+        )
         texture = self.texture(images * 2 - 1).mean((2, 3))
         return self.cells(cells), self.whole(torch.cat([features, texture], 1)), features
 
@@ -82,7 +91,9 @@ def load_reader(path: str | Path | None = None) -> Reader:
 
     file = Path(path or READER) / "model.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(f"no reader at {file.parent}; train it with `python -m rlgenkit models reader`")
+        raise FileNotFoundError(
+            f"no reader at {file.parent}; train it with `python -m rlgenkit models reader`"
+        )
     weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
     reader = Reader(width=weights["stem.0.0.weight"].shape[0])
     reader.load_state_dict(weights)
@@ -104,7 +115,9 @@ def _peaks(heat: Tensor) -> tuple[Tensor, Tensor]:
 def read(reader: Reader, images: Tensor) -> Reading:
     """Read pictures [B, 3, 64, 64] in [0, 1]; other sizes are refused."""
     if images.ndim != 4 or images.shape[1:] != (3, SIZE, SIZE):
-        raise ValueError(f"the reader takes pictures [B, 3, {SIZE}, {SIZE}], not {list(images.shape)}")
+        raise ValueError(
+            f"the reader takes pictures [B, 3, {SIZE}, {SIZE}], not {list(images.shape)}"
+        )
     with torch.no_grad():
         cells, whole, features = reader(images)
     score, at = _peaks(cells[:, :1].sigmoid())
@@ -114,28 +127,47 @@ def read(reader: Reader, images: Tensor) -> Reading:
     xy = (torch.stack([at % side, at // side], -1) + 0.5 + box[..., :2]) * STRIDE
     size, valid = box[..., 2].exp() * 20, score >= 0.5
     color = colors.argmax(-1)
-    look = _look(images, whole[:, len(BACKGROUNDS):].clamp(0, 1), color, xy, size, valid)
-    return Reading(shapes.argmax(-1), color, xy, size, score, valid,
-                   whole[:, :len(BACKGROUNDS)].argmax(-1), look, F.normalize(features, dim=1))
+    look = _look(images, whole[:, len(BACKGROUNDS) :].clamp(0, 1), color, xy, size, valid)
+    return Reading(
+        shapes.argmax(-1),
+        color,
+        xy,
+        size,
+        score,
+        valid,
+        whole[:, : len(BACKGROUNDS)].argmax(-1),
+        look,
+        F.normalize(features, dim=1),
+    )
 
 
-def _look(images: Tensor, learned: Tensor, color: Tensor, xy: Tensor, size: Tensor,
-          valid: Tensor) -> Tensor:
+def _look(
+    images: Tensor, learned: Tensor, color: Tensor, xy: Tensor, size: Tensor, valid: Tensor
+) -> Tensor:
     """The five controls [B, 5]: contrast and saturation as the network reads them [B, 3], harmony,
     balance and clutter measured from the picture and its detections."""
     free = ~(looks.inside_boxes(xy, size, pad=2.5) & valid[..., None, None]).any(1)
     contrast, saturation = learned[:, 0], learned[:, 1]
-    return torch.stack([contrast, saturation,
-                        looks.harmony(images, free, color, xy, size, valid, contrast),
-                        looks.balance(xy, size, valid), looks.clutter(images, free)], 1)
+    return torch.stack(
+        [
+            contrast,
+            saturation,
+            looks.harmony(images, free, color, xy, size, valid, contrast),
+            looks.balance(xy, size, valid),
+            looks.clutter(images, free),
+        ],
+        1,
+    )
 
 
 def words(reading: Reading) -> list[str]:
     """The glyphs of each picture from left to right, as a string."""
     order = reading.xy[..., 0].masked_fill(~reading.valid, 1e4).argsort(1)
     kinds, valid = reading.kind.gather(1, order).tolist(), reading.valid.gather(1, order).tolist()
-    return ["".join(GLYPHS[k - len(KINDS)] for k, v in zip(row, ok) if v and k >= len(KINDS))
-            for row, ok in zip(kinds, valid)]
+    return [
+        "".join(GLYPHS[k - len(KINDS)] for k, v in zip(row, ok) if v and k >= len(KINDS))
+        for row, ok in zip(kinds, valid)
+    ]
 
 
 def edit_distance(first: str, second: str) -> int:
@@ -158,25 +190,45 @@ def _check_one(reading: Reading, row: int, prompt: Prompt, word: str) -> dict[st
     """The checks of one picture; nan where the prompt does not ask."""
     nan, valid = float("nan"), reading.valid[row]
     kinds, colors, xy = reading.kind[row][valid], reading.color[row][valid], reading.xy[row][valid]
-    background = nan if prompt.background is None else float(
-        BACKGROUNDS[int(reading.background[row])] == prompt.background)
+    background = (
+        nan
+        if prompt.background is None
+        else float(BACKGROUNDS[int(reading.background[row])] == prompt.background)
+    )
     if prompt.word is not None:
         right = max(0.0, 1 - edit_distance(word, prompt.word) / len(prompt.word))
-        color = float(colors.numel() > 0 and colors.mode()[0] == COLORS.index(prompt.groups[0].color))
-        return {"kind_color": right * color, "count": nan, "relation": nan, "background": background,
-                "word": right, "correct": float(right == 1 and color == 1 and background != 0)}
-    match = [(kinds == KINDS.index(g.kind)) & (colors == COLORS.index(g.color)) for g in prompt.groups]
+        color = float(
+            colors.numel() > 0 and colors.mode()[0] == COLORS.index(prompt.groups[0].color)
+        )
+        return {
+            "kind_color": right * color,
+            "count": nan,
+            "relation": nan,
+            "background": background,
+            "word": right,
+            "correct": float(right == 1 and color == 1 and background != 0),
+        }
+    match = [
+        (kinds == KINDS.index(g.kind)) & (colors == COLORS.index(g.color)) for g in prompt.groups
+    ]
     found = [int(m.sum()) for m in match]
     count = sum(max(0.0, 1 - abs(n - g.count) / g.count) for n, g in zip(found, prompt.groups))
     relation = nan
     if prompt.relation is not None:
-        relation = float(all(found[:2]) and _stands(
-            prompt.relation, xy[match[0]].mean(0), xy[match[1]].mean(0)))
+        relation = float(
+            all(found[:2]) and _stands(prompt.relation, xy[match[0]].mean(0), xy[match[1]].mean(0))
+        )
     exact = len(kinds) == sum(g.count for g in prompt.groups) and all(
-        n == g.count for n, g in zip(found, prompt.groups))
-    return {"kind_color": sum(n > 0 for n in found) / len(found), "count": count / len(found),
-            "relation": relation, "background": background, "word": nan,
-            "correct": float(exact and relation != 0 and background != 0)}
+        n == g.count for n, g in zip(found, prompt.groups)
+    )
+    return {
+        "kind_color": sum(n > 0 for n in found) / len(found),
+        "count": count / len(found),
+        "relation": relation,
+        "background": background,
+        "word": nan,
+        "correct": float(exact and relation != 0 and background != 0),
+    }
 
 
 def check(reading: Reading, prompts: list[Prompt]) -> dict[str, Tensor]:
@@ -192,7 +244,11 @@ def check(reading: Reading, prompts: list[Prompt]) -> dict[str, Tensor]:
     if len(prompts) != len(reading.kind):
         raise ValueError(f"{len(reading.kind)} pictures were read but {len(prompts)} prompts given")
     rows = [_check_one(reading, i, p, w) for i, (p, w) in enumerate(zip(prompts, words(reading)))]
-    scores = {name: torch.tensor([row[name] for row in rows]) for name in
-              ("kind_color", "count", "relation", "background", "word", "correct")}
-    parts = torch.stack([scores[n] for n in ("kind_color", "count", "relation", "background", "word")])
+    scores = {
+        name: torch.tensor([row[name] for row in rows])
+        for name in ("kind_color", "count", "relation", "background", "word", "correct")
+    }
+    parts = torch.stack(
+        [scores[n] for n in ("kind_color", "count", "relation", "background", "word")]
+    )
     return scores | {"partial": parts.nanmean(0)}

@@ -29,8 +29,9 @@ class Reviews:
 
     def text(self, ids: Tensor) -> list[str]:
         """Rows of ids Long[B, L] as words, without PAD and END."""
-        return [" ".join(self.vocabulary[i] for i in row if i not in (PAD, END))
-                for row in ids.tolist()]
+        return [
+            " ".join(self.vocabulary[i] for i in row if i not in (PAD, END)) for row in ids.tolist()
+        ]
 
 
 def load_reviews(folder: str | Path = VADER) -> Reviews:
@@ -43,7 +44,7 @@ def load_reviews(folder: str | Path = VADER) -> Reviews:
     place = {word: i for i, word in enumerate(vocabulary)}
     ids = torch.zeros(len(words), max(map(len, words)) + 1, dtype=torch.long)
     for k, row in enumerate(words):
-        ids[k, :len(row) + 1] = torch.tensor([place[word] for word in row] + [END])
+        ids[k, : len(row) + 1] = torch.tensor([place[word] for word in row] + [END])
     return Reviews(vocabulary, ids, _halves(*load_vader(folder), torch.tensor(rows["item"])))
 
 

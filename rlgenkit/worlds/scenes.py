@@ -32,14 +32,31 @@ HUE_RANGE = 12.0  # degrees of mean absolute hue error at harmony 0
 MARGIN = 2.0  # px between a sticker and the border
 GRID = 8  # px; sticker centers are multiples of it: one latent cell, so a shape looks the same wherever it stands
 SIZES = {1: 28.0, 2: 24.0, 3: 20.0, 4: 18.0}  # px, by the number of stickers
-LETTER, DIGIT, PITCH = 19.0, 26.0, 20  # px: size of a letter of a word and of a lone digit, distance of letters
+LETTER, DIGIT, PITCH = (
+    19.0,
+    26.0,
+    20,
+)  # px: size of a letter of a word and of a lone digit, distance of letters
 SPRITES = Path(__file__).resolve().parents[2] / "data" / "sprites" / "stickers.png"
 
-PALETTE = torch.tensor([(219, 48, 48), (252, 206, 33), (48, 158, 74),
-                        (46, 104, 222), (140, 70, 190), (38, 40, 50)]) / 255
-SKIES = torch.tensor([[(255, 255, 255), (238, 238, 244)], [(148, 205, 250), (224, 242, 255)],
-                      [(186, 228, 164), (222, 245, 204)], [(255, 178, 120), (255, 218, 190)],
-                      [(232, 212, 168), (244, 230, 204)]]) / 255
+PALETTE = (
+    torch.tensor(
+        [(219, 48, 48), (252, 206, 33), (48, 158, 74), (46, 104, 222), (140, 70, 190), (38, 40, 50)]
+    )
+    / 255
+)
+SKIES = (
+    torch.tensor(
+        [
+            [(255, 255, 255), (238, 238, 244)],
+            [(148, 205, 250), (224, 242, 255)],
+            [(186, 228, 164), (222, 245, 204)],
+            [(255, 178, 120), (255, 218, 190)],
+            [(232, 212, 168), (244, 230, 204)],
+        ]
+    )
+    / 255
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ def balance_of(stickers: tuple[Sticker, ...]) -> float:
     """1 - (distance of the area-weighted center of mass from the canvas center) / 20 px, floored at 0."""
     if not stickers:
         return 0.0
-    area = np.array([s.size ** 2 for s in stickers])
+    area = np.array([s.size**2 for s in stickers])
     center = (np.array([(s.x, s.y) for s in stickers]) * area[:, None]).sum(0) / area.sum()
     return float(max(0.0, 1 - np.linalg.norm(center - SIZE / 2) / BALANCE_RANGE))
 
@@ -91,26 +108,35 @@ def _holds(relation: str | None, first: np.ndarray, second: np.ndarray) -> bool:
     if relation is None:
         return True
     dx, dy = second - first
-    along, across = {"left of": (dx, dy), "right of": (-dx, dy),
-                     "above": (dy, dx), "below": (-dy, dx)}[relation]
+    along, across = {
+        "left of": (dx, dy),
+        "right of": (-dx, dy),
+        "above": (dy, dx),
+        "below": (-dy, dx),
+    }[relation]
     return along >= 14 and abs(across) <= 0.7 * along
 
 
-def _layout(rng: np.random.Generator, count: int, relation: str | None) -> tuple[np.ndarray, np.ndarray]:
+def _layout(
+    rng: np.random.Generator, count: int, relation: str | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Centers [count, 2] on the grid and sizes [count] of stickers that do not overlap, by rejection."""
     while True:
         sizes = np.full(count, SIZES[count])
         half = sizes[:, None] / 2 + MARGIN
-        centers = GRID * rng.integers(np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1, (count, 2))
+        centers = GRID * rng.integers(
+            np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1, (count, 2)
+        )
         gaps = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + 1e3 * np.eye(count)
-        if (gaps >= (sizes[:, None] + sizes[None]) / 2).all() and \
-                (count < 2 or _holds(relation, centers[0], centers[1])):
+        if (gaps >= (sizes[:, None] + sizes[None]) / 2).all() and (
+            count < 2 or _holds(relation, centers[0], centers[1])
+        ):
             return centers, sizes
 
 
 def _shift_to_balance(centers: np.ndarray, sizes: np.ndarray, balance: float) -> np.ndarray:
     """Move the whole layout by grid steps so that its balance approaches the asked value, within the canvas."""
-    area = sizes ** 2
+    area = sizes**2
     offset = (centers * area[:, None]).sum(0) / area.sum() - SIZE / 2
     distance = np.linalg.norm(offset) + 1e-9
     move = GRID * np.round(offset / distance * (BALANCE_RANGE * (1 - balance) - distance) / GRID)
@@ -122,12 +148,17 @@ def _shift_to_balance(centers: np.ndarray, sizes: np.ndarray, balance: float) ->
 def _word_layout(rng: np.random.Generator, letters: int) -> tuple[np.ndarray, np.ndarray]:
     """Centers and sizes of the letters of a word on one line; only three letters at most find room."""
     size = DIGIT if letters == 1 else LETTER
-    half, step = size / 2 + MARGIN, GRID // 2  # half a step off the grid across, where three letters fit
+    half, step = (
+        size / 2 + MARGIN,
+        GRID // 2,
+    )  # half a step off the grid across, where three letters fit
     lefts = np.arange(step, SIZE, GRID)
     lefts = lefts[(lefts >= half) & (lefts + (letters - 1) * PITCH <= SIZE - half)]
     y = GRID * rng.integers(np.ceil(half / GRID), np.floor((SIZE - half) / GRID) + 1)
     left = rng.choice(lefts)
-    return np.stack([left + PITCH * np.arange(letters), np.full(letters, y)], 1), np.full(letters, size)
+    return np.stack([left + PITCH * np.arange(letters), np.full(letters, y)], 1), np.full(
+        letters, size
+    )
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator, look: np.ndarray | None = None) -> Scene:
@@ -143,16 +174,19 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator, look: np.ndarray | No
         kinds = [(g.kind, g.color) for g in prompt.groups for _ in range(g.count)]
         centers, sizes = _layout(rng, len(kinds), prompt.relation)
     centers = _shift_to_balance(centers, sizes, asked[3])
-    stickers = tuple(Sticker(k, c, float(x), float(y), float(s))
-                     for (k, c), (x, y), s in zip(kinds, centers, sizes))
+    stickers = tuple(
+        Sticker(k, c, float(x), float(y), float(s))
+        for (k, c), (x, y), s in zip(kinds, centers, sizes)
+    )
     values = [float(v) for v in np.clip(asked, 0, 1)]
     values[3] = balance_of(stickers)
     background = prompt.background or str(rng.choice(BACKGROUNDS))
-    return Scene(stickers, background, tuple(values), int(rng.integers(2 ** 31)))
+    return Scene(stickers, background, tuple(values), int(rng.integers(2**31)))
 
 
-def sample_scenes(prompts: list[Prompt], generator: torch.Generator,
-                  looks: Tensor | None = None) -> list[Scene]:
+def sample_scenes(
+    prompts: list[Prompt], generator: torch.Generator, looks: Tensor | None = None
+) -> list[Scene]:
     """One scene per prompt, each fulfilling it exactly; looks [B, 5] in [0, 1] or None = random."""
     rng = numpy_rng(generator)
     rows = [None] * len(prompts) if looks is None else looks.cpu().numpy()
@@ -162,7 +196,9 @@ def sample_scenes(prompts: list[Prompt], generator: torch.Generator,
 def with_look(scene: Scene, name: str, value: float) -> Scene:
     """The same scene with one control changed ("balance" follows the layout and cannot be set here)."""
     if name not in LOOKS or name == "balance":
-        raise ValueError(f"look {name!r} cannot be set; choose one of contrast, saturation, harmony, clutter")
+        raise ValueError(
+            f"look {name!r} cannot be set; choose one of contrast, saturation, harmony, clutter"
+        )
     look = list(scene.look)
     look[LOOKS.index(name)] = float(value)
     return replace(scene, look=tuple(look))
@@ -171,7 +207,7 @@ def with_look(scene: Scene, name: str, value: float) -> Scene:
 def _turn_hue(color: Tensor, degrees: Tensor) -> Tensor:
     """Rotate RGB colors [..., 3] about the gray axis by angles [...]."""
     angle = torch.deg2rad(degrees)[..., None]
-    axis = torch.full((3,), 3 ** -0.5)
+    axis = torch.full((3,), 3**-0.5)
     along = (color * axis).sum(-1, keepdim=True) * axis
     cross = torch.linalg.cross(axis.expand_as(color), color)
     return color * angle.cos() + cross * angle.sin() + along * (1 - angle.cos())
@@ -194,10 +230,15 @@ def _tables(scenes: list[Scene]) -> dict[str, Tensor]:
     hue = (noise_tensor[:, :MAX_STICKERS] * 2 - 1) * present
     hue = hue / (hue.abs().sum(1, keepdim=True) / present.sum(1, keepdim=True)).clamp_min(1e-6)
     look = torch.tensor([s.look for s in scenes]).reshape(batch, len(LOOKS))
-    return {"kind": kind, "color": color, "box": box, "look": look,
-            "hue": hue,  # sums to one sticker's worth of error each, whatever their number
-            "speckles": noise_tensor[:, MAX_STICKERS:].reshape(batch, MAX_SPECKLES, 4),
-            "background": torch.tensor([BACKGROUNDS.index(s.background) for s in scenes])}
+    return {
+        "kind": kind,
+        "color": color,
+        "box": box,
+        "look": look,
+        "hue": hue,  # sums to one sticker's worth of error each, whatever their number
+        "speckles": noise_tensor[:, MAX_STICKERS:].reshape(batch, MAX_SPECKLES, 4),
+        "background": torch.tensor([BACKGROUNDS.index(s.background) for s in scenes]),
+    }
 
 
 def hue_errors(scenes: list[Scene]) -> Tensor:

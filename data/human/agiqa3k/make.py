@@ -20,7 +20,9 @@ def make_agiqa(source: str | Path, folder: str | Path = AGIQA) -> None:
     with open(source / "data.csv", newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             generator, number = row["name"].removesuffix(".jpg").rsplit("_", 1)
-            values = (row[f"{what}_{scale}"] for scale in ("quality", "align") for what in ("mos", "std"))
+            values = (
+                row[f"{what}_{scale}"] for scale in ("quality", "align") for what in ("mos", "std")
+            )
             made.append((int(number), generator, *(f"{float(v):.4f}" for v in values)))
     write_rows(folder / "ratings.csv", COLUMNS, sorted(made))
     (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())

@@ -15,7 +15,10 @@ def make_ava(source: str | Path, folder: str | Path = AVA) -> None:
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(source / "val.csv", newline="", encoding="utf-8") as file:
-        rows = [(int(r["image_id"]), *(int(r[f"score{k + 1}"]) for k in SCORES)) for r in csv.DictReader(file)]
+        rows = [
+            (int(r["image_id"]), *(int(r[f"score{k + 1}"]) for k in SCORES))
+            for r in csv.DictReader(file)
+        ]
     write_rows(folder / "votes.csv", ("image", *map(str, SCORES)), sorted(rows))
     (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
 

@@ -20,10 +20,14 @@ def make_captions(source: str | Path, folder: str | Path = CAPTIONS) -> None:
             path = source / f"{contest}_summary_{kind}.csv"
             if path.is_file():
                 with open(path, newline="", encoding="utf-8") as file:
-                    found[kind] = {r["caption"]: [r[k] for k in VOTES] for r in csv.DictReader(file)}
+                    found[kind] = {
+                        r["caption"]: [r[k] for k in VOTES] for r in csv.DictReader(file)
+                    }
         fair = found.get("RoundRobin") or found["Random"]
-        rows = [(*votes, *found.get("LilUCB", {}).get(text, [""] * 3), text)
-                for text, votes in sorted(fair.items())]
+        rows = [
+            (*votes, *found.get("LilUCB", {}).get(text, [""] * 3), text)
+            for text, votes in sorted(fair.items())
+        ]
         header = (*VOTES, *(f"adaptive_{name}" for name in VOTES), "caption")
         write_rows(folder / f"{contest}.csv", header, rows)
     (folder / "LICENSE").write_bytes((source / "LICENSE.txt").read_bytes())

@@ -15,10 +15,17 @@ def make_gsm8k(source: str | Path, folder: str | Path = GSM8K) -> None:
     made = []
     for line in (source / "example_model_solutions.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        made.append(json.dumps({
-            "question": row["question"], "answer": row["ground_truth"].rsplit("A: ", 1)[1].strip(),
-            "right": [row[s]["is_correct"] for s in SOLVERS],
-            "solutions": [row[s]["solution"] for s in SOLVERS]}, ensure_ascii=False))
+        made.append(
+            json.dumps(
+                {
+                    "question": row["question"],
+                    "answer": row["ground_truth"].rsplit("A: ", 1)[1].strip(),
+                    "right": [row[s]["is_correct"] for s in SOLVERS],
+                    "solutions": [row[s]["solution"] for s in SOLVERS],
+                },
+                ensure_ascii=False,
+            )
+        )
     (folder / "solutions.jsonl").write_text("\n".join(made) + "\n", encoding="utf-8")
     (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
 

@@ -22,20 +22,26 @@ def make_opinpref(source: str | Path, folder: str | Path = OPINPREF) -> None:
     made = []
     for split, name in (("train", "train"), ("validation", "valid")):
         text = (source / f"annotations-{name}.jsonl").read_text(encoding="utf-8")
-        made += [json.dumps(_slim(json.loads(line), split), ensure_ascii=False)
-                 for line in text.splitlines()]
+        made += [
+            json.dumps(_slim(json.loads(line), split), ensure_ascii=False)
+            for line in text.splitlines()
+        ]
     (folder / "pairs.jsonl").write_text("\n".join(made) + "\n", encoding="utf-8")
     (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())
 
 
 def _slim(row: dict, split: str) -> dict:
     two = [row["summary-pairs"][f"summary-{k}"] for k in ("one", "two")]
-    return {"split": split, "annotator": ANNOTATORS[row["source"]],
-            "choice": row["preference-data"],
-            "recipes": [int(s["index"]) for s in two],
-            # Named one by one: the order of the keys in the origin is an accident.
-            "aspects": [[s["summary-score"][name] for name in ASPECTS] for s in two],
-            "first": two[0]["summary-text"], "second": two[1]["summary-text"]}
+    return {
+        "split": split,
+        "annotator": ANNOTATORS[row["source"]],
+        "choice": row["preference-data"],
+        "recipes": [int(s["index"]) for s in two],
+        # Named one by one: the order of the keys in the origin is an accident.
+        "aspects": [[s["summary-score"][name] for name in ASPECTS] for s in two],
+        "first": two[0]["summary-text"],
+        "second": two[1]["summary-text"],
+    }
 
 
 def embed_opinpref(folder: str | Path | None = None) -> Tensor:

@@ -20,7 +20,7 @@ def make_vader(source: str | Path, folder: str | Path = VADER) -> None:
     items = [json.loads(line.split("\t")[3]) for line in text.splitlines()]
     rows = []
     for batch in range(len(items) // BATCH):
-        block = items[batch * BATCH:(batch + 1) * BATCH]
+        block = items[batch * BATCH : (batch + 1) * BATCH]
         rows += [(batch, " ".join(map(str, person))) for person in zip(*block, strict=True)]
     write_rows(folder / "sessions.csv", ("batch", "ratings"), rows)
     (folder / "LICENSE").write_bytes((source / "LICENSE").read_bytes())

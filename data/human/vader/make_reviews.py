@@ -33,11 +33,14 @@ def make_reviews(source: str | Path, folder: str | Path = VADER) -> None:
     sessions.csv (session batch times 30 plus place), whose last, incomplete batch is left out."""
     path = Path(source) / "movieReviewSnippets_GroundTruth.txt"
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    words = [split(line.split("\t")[2]) for line in lines[:len(lines) // BATCH * BATCH]]
+    words = [split(line.split("\t")[2]) for line in lines[: len(lines) // BATCH * BATCH]]
     items = [k for k, row in enumerate(words) if SHORTEST <= len(row) <= LONGEST]
     kept = blanked([words[k] for k in items])
-    write_rows(Path(folder) / "reviews.csv", ("item", "words"),
-               [(k, " ".join(row)) for k, row in zip(items, kept, strict=True)])
+    write_rows(
+        Path(folder) / "reviews.csv",
+        ("item", "words"),
+        [(k, " ".join(row)) for k, row in zip(items, kept, strict=True)],
+    )
 
 
 if __name__ == "__main__":

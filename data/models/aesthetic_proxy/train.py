@@ -97,8 +97,9 @@ def save(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in proxy.state_dict().items()},
-              folder / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in proxy.state_dict().items()}, folder / "model.safetensors"
+    )
     widths = [convolution.out_channels for convolution in proxy.convolutions]
     parameters = sum(p.numel() for p in proxy.parameters())
     (folder / "config.json").write_text(json.dumps({"widths": widths}) + "\n")

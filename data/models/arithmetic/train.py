@@ -28,23 +28,36 @@ def build_tokenizer():
     table = {word: i for i, word in enumerate(world.VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".",
-                                   padding_side="left")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token=".", padding_side="left"
+    )
 
 
 def build():
     """The untrained model, 0.65 M parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(world.VOCABULARY), hidden_size=WIDTH, intermediate_size=3 * WIDTH,
-        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS,
-        max_position_embeddings=64, pad_token_id=world.PAD, eos_token_id=world.END,
-        bos_token_id=None, tie_word_embeddings=False, attention_dropout=0.0))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(world.VOCABULARY),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=64,
+            pad_token_id=world.PAD,
+            eos_token_id=world.END,
+            bos_token_id=None,
+            tie_word_embeddings=False,
+            attention_dropout=0.0,
+        )
+    )
 
 
-def examples(task: str, batch: int, length: int, generator: torch.Generator,
-             exact: bool = False) -> tuple[Tensor, Tensor]:
+def examples(
+    task: str, batch: int, length: int, generator: torch.Generator, exact: bool = False
+) -> tuple[Tensor, Tensor]:
     """(prompts Long[batch, L], answers Long[batch, T], end token included) of one task; exact: the
     critiques mark the slips and nothing else."""
     chains = world.sample_chains(batch, length, generator)
@@ -58,8 +71,9 @@ def examples(task: str, batch: int, length: int, generator: torch.Generator,
         critique = world.critique_ids(*((flags, flags.any(1)) if exact else weak))
         return world.prompt_ids("critique", chains, values), torch.cat([critique, end], 1)
     flags = torch.rand(values.shape, generator=generator) < 0.3
-    flags = torch.where(torch.rand(batch, 1, generator=generator) < 0.5,
-                        world.slips(chains, values), flags)
+    flags = torch.where(
+        torch.rand(batch, 1, generator=generator) < 0.5, world.slips(chains, values), flags
+    )
     says_wrong = torch.rand(batch, generator=generator) < 0.8
     refined = world.obey(chains, values, flags, says_wrong)
     prompt = world.prompt_ids("refine", chains, values, world.critique_ids(flags, says_wrong))
@@ -71,8 +85,12 @@ def loss(model, prompts: Tensor, answers: Tensor) -> Tensor:
     return packed_loss(model, [(prompts, answers)])
 
 
-def packed_loss(model, parts: list[tuple[Tensor, Tensor]], weights: tuple[float, ...] | None = None,
-                read: int | None = None) -> Tensor:
+def packed_loss(
+    model,
+    parts: list[tuple[Tensor, Tensor]],
+    weights: tuple[float, ...] | None = None,
+    read: int | None = None,
+) -> Tensor:
     """The weighted mean over parts of their losses, in one forward pass: (prompts Long[b, L], answers
     Long[b, T]) each, filled up on the right, where a causal model does not look.
 
@@ -86,16 +104,25 @@ def packed_loss(model, parts: list[tuple[Tensor, Tensor]], weights: tuple[float,
     weights = weights or (1.0,) * len(parts)
     if read is not None:
         spans, weights = [*spans, (read, LENGTH + 3, 2 * LENGTH + 3)], (*weights, 1.0)
-    losses = [w * F.cross_entropy(model.lm_head(states[k][:, i - 1:j - 1]).flatten(0, 1),
-                                  ids[k][:, i:j].flatten()) for w, (k, i, j) in zip(weights, spans)]
+    losses = [
+        w
+        * F.cross_entropy(
+            model.lm_head(states[k][:, i - 1 : j - 1]).flatten(0, 1), ids[k][:, i:j].flatten()
+        )
+        for w, (k, i, j) in zip(weights, spans)
+    ]
     return sum(losses) / sum(weights)
 
 
 def loss_at(model, step: int, device: str = "cpu") -> Tensor:
     """The loss of one training step; criticizing, the hardest task, counts double."""
     generator = at_step(71, step)
-    parts = [examples(task, batch, LENGTH, generator, step < EXACT) for task, batch in BATCHES.items()]
-    return packed_loss(model, [(p.to(device), a.to(device)) for p, a in parts], (1.0, 2.0, 1.0), read=1)
+    parts = [
+        examples(task, batch, LENGTH, generator, step < EXACT) for task, batch in BATCHES.items()
+    ]
+    return packed_loss(
+        model, [(p.to(device), a.to(device)) for p, a in parts], (1.0, 2.0, 1.0), read=1
+    )
 
 
 @torch.no_grad()
@@ -107,10 +134,13 @@ def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
     chains = world.sample_chains(count, length, generator)
 
     def write(prompts: Tensor, new: int, temperature: float) -> Tensor:
-        return generate(model, prompts, new, generator, temperature, world.END, world.PAD,
-                        score=False).answers
+        return generate(
+            model, prompts, new, generator, temperature, world.END, world.PAD, score=False
+        ).answers
 
-    first, fine = world.read_values(write(world.prompt_ids("solve", chains), length + 1, 1.0), length)
+    first, fine = world.read_values(
+        write(world.prompt_ids("solve", chains), length + 1, 1.0), length
+    )
     right = world.is_right(chains, first) & fine
     sure, _ = world.read_values(write(world.prompt_ids("solve", chains), length + 1, 0.0), length)
     ids = write(world.prompt_ids("critique", chains, first), length + 2, 0.0)
@@ -121,22 +151,35 @@ def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
     noisy = torch.rand(flags.shape, generator=generator) < 0.3
     prompt = world.prompt_ids("refine", chains, first, world.critique_ids(noisy, ~right))
     obeyed, _ = world.read_values(write(prompt, length + 1, 0.0), length)
-    shares = {"first attempt right": right, "greedy attempt right": world.is_right(chains, sure),
-              "verdict right": readable & (says_wrong != right),
-              "verdict right, right attempts": (readable & ~says_wrong)[right],
-              "verdict right, wrong attempts": (readable & says_wrong)[~right],
-              "critique readable": readable, "right after a perfect critique": world.is_right(chains, oracle),
-              "obeys any critique": (obeyed == world.obey(chains, first, noisy, ~right)).all(1)}
+    shares = {
+        "first attempt right": right,
+        "greedy attempt right": world.is_right(chains, sure),
+        "verdict right": readable & (says_wrong != right),
+        "verdict right, right attempts": (readable & ~says_wrong)[right],
+        "verdict right, wrong attempts": (readable & says_wrong)[~right],
+        "critique readable": readable,
+        "right after a perfect critique": world.is_right(chains, oracle),
+        "obeys any critique": (obeyed == world.obey(chains, first, noisy, ~right)).all(1),
+    }
     return {name: round(share.float().mean().item(), 3) for name, share in shares.items()}
 
 
 def main(steps: int = STEPS, device: str = "cpu") -> None:
     """Train and save data/models/arithmetic: LlamaForCausalLM, tokenizer, quality.json."""
-    torch.manual_seed(0)  # weight initialization inside transformers draws from the global generator
+    torch.manual_seed(
+        0
+    )  # weight initialization inside transformers draws from the global generator
     model = build().to(device)
     optimizers = optimizers_for(model, 0.02, 2e-3, ("model",))
-    seconds = fit("arithmetic", model, optimizers, steps,
-                  lambda step: loss_at(model, step, device), ema=0.99, every=50)
+    seconds = fit(
+        "arithmetic",
+        model,
+        optimizers,
+        steps,
+        lambda step: loss_at(model, step, device),
+        ema=0.99,
+        every=50,
+    )
     model.to("cpu").eval()
     folder = MODELS / "arithmetic"
     model.half().save_pretrained(folder)

@@ -15,14 +15,18 @@ from ..epsilon.train import encode_text, predict
 from ..flow.train import BATCH, SCENES, empty_ids, latent_bank
 
 STEPS, GUIDANCE, SKIP, GRID = 500, 2.5, 20, 50
-SIGMA_DATA, TIME_SCALE, HUBER = 0.5, 10.0, 1e-3  # LCMScheduler's boundary constants; pseudo-Huber width
+SIGMA_DATA, TIME_SCALE, HUBER = (
+    0.5,
+    10.0,
+    1e-3,
+)  # LCMScheduler's boundary constants; pseudo-Huber width
 
 
 def boundary(t: Tensor) -> tuple[Tensor, Tensor]:
     """c_skip and c_out at times [B], shaped for latents: c_skip(0) = 1, c_out(0) = 0."""
     scaled = (t.float() * TIME_SCALE)[:, None, None, None]
-    square = scaled ** 2 + SIGMA_DATA ** 2
-    return SIGMA_DATA ** 2 / square, scaled / square.sqrt()
+    square = scaled**2 + SIGMA_DATA**2
+    return SIGMA_DATA**2 / square, scaled / square.sqrt()
 
 
 def clean(noisy: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
@@ -38,7 +42,9 @@ def consistency(network, text, alphas: Tensor, noisy: Tensor, t: Tensor) -> Tens
 
 
 @torch.no_grad()
-def teacher_step(teacher, both, alphas: Tensor, noisy: Tensor, t: Tensor, previous: Tensor) -> Tensor:
+def teacher_step(
+    teacher, both, alphas: Tensor, noisy: Tensor, t: Tensor, previous: Tensor
+) -> Tensor:
     """One DDIM step of the guided teacher from t to previous [B], in one batched call.
 
     both: states and mask of the captions [B], then of as many empty ones.
@@ -55,7 +61,9 @@ def main(steps: int = STEPS, batch: int = BATCH, scenes: int = SCENES, device: s
 
     pipe = PixArtAlphaPipeline.from_pretrained(MODELS / "epsilon", torch_dtype=torch.float32)
     latents, ids = latent_bank(pipe.vae, pipe.tokenizer, scenes, device)
-    encoder, teacher = (m.requires_grad_(False).to(device) for m in (pipe.text_encoder, pipe.transformer))
+    encoder, teacher = (
+        m.requires_grad_(False).to(device) for m in (pipe.text_encoder, pipe.transformer)
+    )
     alphas = pipe.scheduler.alphas_cumprod.to(device)
     student, target = (copy.deepcopy(teacher) for _ in range(2))
     student.requires_grad_(True)
@@ -79,14 +87,27 @@ def main(steps: int = STEPS, batch: int = BATCH, scenes: int = SCENES, device: s
         with torch.no_grad():
             goal = consistency(target, text, alphas, earlier, previous)
         error = consistency(student, text, alphas, noisy, t) - goal
-        return ((error.square() + HUBER ** 2).sqrt() - HUBER).mean()
+        return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
 
     seconds = fit("consistency", student, [optimizer], steps, loss_at, ema=0.99, every=100)
     scheduler = LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=GRID)
-    parts = {"transformer": student.cpu(), "vae": pipe.vae, "scheduler": scheduler,
-             "text_encoder": encoder.cpu(), "tokenizer": pipe.tokenizer}
+    parts = {
+        "transformer": student.cpu(),
+        "vae": pipe.vae,
+        "scheduler": scheduler,
+        "text_encoder": encoder.cpu(),
+        "tokenizer": pipe.tokenizer,
+    }
     write_components("PixArtAlphaPipeline", parts, MODELS / "consistency", torch.float16)
-    write_record("consistency", device, False, steps=steps, batch=batch, scenes=scenes, seconds=round(seconds))
+    write_record(
+        "consistency",
+        device,
+        False,
+        steps=steps,
+        batch=batch,
+        scenes=scenes,
+        seconds=round(seconds),
+    )
 
 
 if __name__ == "__main__":
