@@ -172,6 +172,13 @@ def test_no_forward_has_more_rows_than_chunk(flow):
         policy, o.make_optimizer(policy.parameters, 1e-3), rollout, o.reinforce(randn(9)), beta=0.1
     )
     assert max(seen) == 2
+    wide, calls = image(flow, chunk=6), len(seen)
+    rollout = wide.sample(PROMPTS, gen(), copies=2)
+    wide.model.network.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    o.policy_update(
+        wide, o.make_optimizer(wide.parameters, 1e-3), rollout.rows([0, 4]), o.reinforce(randn(2))
+    )
+    assert seen[calls:] == [6, 4]  # two rows: three steps at once, then the other two
     text, seen = language(chunk=3), []
     rollout = text.sample(PROMPTS, gen(), copies=3)
     text.model.register_forward_hook(

@@ -218,7 +218,7 @@ def policy_update(
     mask, over = rollout.mask, average_of(rollout.mask, average)
     weights, pull = over.weights(mask), over.weights(mask, beta)
     o = _Objective(evaluate, loss, rollout.log_probs, mask, over, beta, weights, pull)
-    b = batch or policy.chunk
+    b = min(batch or policy.chunk, len(rollout))
     columns = mask.any(0).nonzero().flatten()
     chunks = _chunks(torch.arange(len(rollout)), columns, b, policy.choices_at_once(b))
     trained = [p for p in policy.parameters if p.requires_grad]
