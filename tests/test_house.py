@@ -156,9 +156,9 @@ def test_public_functions_have_docstrings():
 # Most tokens of a room (comments, docstrings and layout not counted). Raising one is a commit of
 # its own that says why; lowering is part of the work.
 BUDGET = {
-    "rlgenkit": 2210,
+    "rlgenkit": 2300,
     "worlds": 20060,
-    "models": 18000,
+    "models": 18100,
     "samplers": 5070,
     "rewards": 20270,
     "optimizers": 11300,
