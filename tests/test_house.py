@@ -208,10 +208,15 @@ def test_rooms_keep_their_budget():
     assert {room: n for room, n in used.items() if n > BUDGET[room]} == {}
 
 
-def test_ruff_finds_nothing():
-    """Unused names, complexity and numbers of arguments; see [tool.ruff] in pyproject.toml."""
+@pytest.mark.parametrize(
+    "command",
+    [["check", "."], ["format", "--check", "rlgenkit", "ci", "data", "tests"]],
+    ids="".join,
+)
+def test_ruff_finds_nothing(command):
+    """Unused names, complexity, numbers of arguments, and layout; see [tool.ruff] in pyproject.toml."""
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "-q", "--no-cache", "."],
+        [sys.executable, "-m", "ruff", *command, "-q", "--no-cache"],
         cwd=ROOT,
         text=True,
         capture_output=True,
