@@ -34,7 +34,7 @@ class _Objective:
     """What every chunk of an update shares.
 
     evaluate(rows [b], columns [k]) -> (log_probs [b, k], penalties [b, k] or None), with graphs;
-    old, mask, weights [B, T] and pull [B, T]: the factors of terms and of penalties in the loss.
+    old (0 off the mask), mask, weights [B, T] and pull [B, T]: the factors of terms and of penalties in the loss.
     """
 
     evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
@@ -54,24 +54,23 @@ def _chunks(rows: Tensor, columns: Tensor, b: int, k: int) -> Iterator[tuple[Ten
 
 
 def _terms(
-    o: _Objective, new: Tensor, rows: Tensor, columns: Tensor
+    o: _Objective, now: Tensor, chosen: Tensor, rows: Tensor, columns: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [b, k], their slope d loss / d new [b, k], stored log-probs [b, k] of one chunk.
+    """Terms, their slope d loss / d now, and stored log-probs, each [b, k], of one chunk now [b, k].
 
     The loss sees all T choices of its rows, those outside the chunk as they were stored; it runs on
     detached numbers, and its slope is then sent back through the policy.
     """
-    mask, chosen = o.mask[rows], o.mask[rows][:, columns].to(new.device)
-    old = torch.where(mask, o.old[rows], 0.0).to(new.device)
+    old = o.old[rows].to(now.device)
     frame = old.clone()
-    frame[:, columns] = torch.where(chosen, new.detach(), 0.0)
+    frame[:, columns] = now
     frame.requires_grad_(True)
     terms = o.loss(frame, old, rows)
     if terms.shape != old.shape:
         raise ValueError(f"the loss must return terms {list(old.shape)}, got {list(terms.shape)}")
     terms, old = torch.where(chosen, terms[:, columns], 0.0), old[:, columns]
-    _check_terms(terms, new, old, rows, columns)
-    weights = o.weights[rows][:, columns].to(new.device)
+    _check_terms(terms, now, old, rows, columns)
+    weights = o.weights[rows][:, columns].to(now.device)
     (slope,) = torch.autograd.grad(terms, frame, weights)
     if len(columns) < frame.shape[1] and slope.count_nonzero() > slope[:, columns].count_nonzero():
         raise ValueError(
@@ -91,23 +90,24 @@ def _check_terms(
     k, b = (~good).nonzero()[0].tolist()
     raise FloatingPointError(
         f"non-finite loss at step {int(columns[k])}, sample {int(rows[b])}: log-prob "
-        f"{float(log_probs.detach()[b, k]):.4g}, stored log-prob {float(old[b, k]):.4g}"
+        f"{float(log_probs[b, k]):.4g}, stored log-prob {float(old[b, k]):.4g}"
     )
 
 
 def _backward(o: _Objective, rows: Tensor, columns: Tensor, sums: dict[str, Tensor]) -> None:
     """Add the gradient of one chunk (rows [b], columns [k]) and its statistics to `sums`."""
-    if not o.mask[rows][:, columns].any():
+    chosen = o.mask[rows][:, columns]
+    if not chosen.any():
         return
     new, penalty = o.evaluate(rows, columns)
-    terms, slope, old = _terms(o, new, rows, columns)
-    outputs, slopes = [new], [slope]
-    chosen = o.mask[rows][:, columns].to(new.device)
+    chosen = chosen.to(new.device)
     now = torch.where(chosen, new.detach(), 0.0)
+    terms, slope, old = _terms(o, now, chosen, rows, columns)
+    outputs, slopes = [new], [slope]
     # Step-major, whatever the layout of the policy: sums do not depend on it.
     stats = ratio_stats(now.T[chosen.T], old.T[chosen.T], getattr(o.loss, "clip", None))
     if penalty is not None:
-        _check_terms(penalty.detach(), new, old, rows, columns)
+        _check_terms(penalty.detach(), now, old, rows, columns)
         outputs, slopes = [new, penalty], [slope, o.pull[rows][:, columns].to(new.device)]
         stats["penalty"] = o.average.total(penalty.detach(), rows)
         terms = terms + o.beta * penalty.detach()
@@ -217,7 +217,8 @@ def policy_update(
 
     mask, over = rollout.mask, average_of(rollout.mask, average)
     weights, pull = over.weights(mask), over.weights(mask, beta)
-    o = _Objective(evaluate, loss, rollout.log_probs, mask, over, beta, weights, pull)
+    old = torch.where(mask, rollout.log_probs, 0.0)
+    o = _Objective(evaluate, loss, old, mask, over, beta, weights, pull)
     b = min(batch or policy.chunk, len(rollout))
     columns = mask.any(0).nonzero().flatten()
     chunks = _chunks(torch.arange(len(rollout)), columns, b, policy.choices_at_once(b))
