@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections import Counter, namedtuple
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -269,6 +270,43 @@ def test_generators_that_a_result_draws_from_go_on_as_if_it_had_run(tmp_path):
 
     (one, first), (two, second) = draws(), draws()
     assert (one, two) == (["x"], []) and same(first, second)
+
+
+def test_a_restored_result_brings_the_curves_of_its_loops_and_leaves_weights_alone(tmp_path):
+    weight = torch.ones(1, requires_grad=True)
+
+    def trained():
+        for step in run.steps(2, "inner", {"weight": weight}):
+            with torch.no_grad():
+                weight.add_(1)
+            run.log(step, reward=weight.item())
+        return weight.detach().clone()
+
+    for again in (False, True):
+        run = started(tmp_path)
+        assert run.result("x", trained).item() == 3 and weight.item() == 1
+        assert run.metrics("inner")["reward"].tolist() == [2.0, 3.0]
+        assert run.computed == ([] if again else ["inner", "x"])
+
+
+def test_what_an_object_remembers_on_the_way_does_not_count(tmp_path):
+    @dataclass
+    class Encoder:
+        scale: float
+        cache: dict = field(default_factory=dict, compare=False)
+
+    encoder = Encoder(2.0)
+
+    def digest():
+        reach = Reach()
+        reach.feed(encoder, "encoder")
+        return reach.digest()
+
+    first = digest()
+    encoder.cache["a"] = 1
+    assert digest() == first
+    encoder.scale = 3.0
+    assert digest() != first
 
 
 # --- what comes back

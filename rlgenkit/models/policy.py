@@ -41,8 +41,8 @@ class Policy:
     pipeline: str
     autocast: torch.dtype | None = None
     zero_uncond: bool = False
-    cache: dict[str, Conditioning] = field(default_factory=dict, repr=False)
-    notes: set[str] = field(default_factory=set, repr=False)
+    cache: dict[str, Conditioning] = field(default_factory=dict, repr=False, compare=False)
+    notes: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -52,13 +52,6 @@ class Policy:
     def dtype(self) -> torch.dtype:
         """Of the network's base weights (adapters may be wider)."""
         return next(self.network.parameters()).dtype
-
-    def reached(self, name: str | None = None) -> Any:
-        """What a phase that uses `policy.name`, or all of it, depends on: not on what was
-        remembered on the way, which differs when an earlier phase is restored."""
-        if name is not None:
-            return None if name in ("cache", "notes") else getattr(self, name)
-        return {k: v for k, v in vars(self).items() if k not in ("cache", "notes")}
 
 
 def scheduler_kind(scheduler: Any) -> tuple[str, str]:

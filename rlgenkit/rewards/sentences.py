@@ -31,7 +31,7 @@ class SentenceEncoder:
     tokenizer: Any
     name: str
     max_tokens: int = 256
-    cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load_sentence_encoder(

@@ -27,7 +27,7 @@ class DualEncoder:
     tokenizer: Any
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    cache: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    cache: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 def load_dual_encoder(path: str | Path, device: str | torch.device = "cpu") -> DualEncoder:

@@ -89,6 +89,7 @@ class Reach:
         self.total = hashlib.blake2b(digest_size=16)
         self.opaque = opaque
         self.generators: list[Any] = []
+        self.trainable: list[Tensor] = []  # weights met on the way that require a gradient
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an id is only good while its object lives
 
@@ -213,6 +214,8 @@ class Reach:
 
     def _tensor(self, value: Tensor) -> None:
         self._note("tensor", f"{value.dtype} {tuple(value.shape)} {value.requires_grad}")
+        if value.requires_grad and value.is_leaf:
+            self.trainable.append(value)
         flat = value.detach().cpu().contiguous().reshape(-1)
         self.total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
@@ -323,9 +326,12 @@ class Reach:
             **{k: getattr(value, k) for k in slots if hasattr(value, k)},
             **getattr(value, "__dict__", {}),
         }
+        # What is remembered on the way (compare=False) differs when an earlier phase is restored.
+        declared = getattr(value, "__dataclass_fields__", {})
         for name, item in fields.items():
-            self._note("field", name)
-            self.feed(item, f"{where}.{name}")
+            if name not in declared or declared[name].compare:
+                self._note("field", name)
+                self.feed(item, f"{where}.{name}")
 
 
 class Parsed:

@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,8 @@ class Run:
         self._roll_back(name)
         entry = checkpoint.storable(self._get_state(state, []))
         frame = sys._getframe(1)
-        key, drawn = self._key(name, [n, entry["state"]], *loop_frames(frame))
+        key, reach = self._key(name, [n, entry["state"]], *loop_frames(frame))
+        drawn = reach.generators
         del frame
         with self._store.lock("phases", name) if key else nullcontext():
             stored = self._store.load("phases", name, key) if key else None
@@ -185,22 +186,25 @@ class Run:
         """fn()'s result (numbers, strings, tensors, arrays, lists, dicts), computed once per run.
 
         What comes back is what was stored, also the first time.  It is computed again when code or
-        values that fn reaches changed.  Generators that fn reaches go on as if it had just run.
-        state: further generators that fn draws from.
+        values that fn reaches changed.  Generators that fn reaches go on as if it had just run,
+        weights that it reaches are left as they were.  state: further generators that fn draws from.
         """
         if self._record:
             return self._record.result(name)
         state = state or {}
         entry = {k: checkpoint.snapshot(v) for k, v in state.items()}
-        key, drawn = self._key(name, [fn, entry])
+        key, reach = self._key(name, [fn, entry])
         with self._store.lock("cache", name) if key else nullcontext():
             stored = self._store.load("cache", name, key) if key else None
             if stored is None:
                 begin = time.monotonic()
-                stored = self._computed(name, key, fn, state, drawn)
+                with _weights_kept(reach.trainable):
+                    stored = self._computed(name, key, fn, state, reach.generators)
                 self.seconds[name] = round(time.monotonic() - begin, 2)
             else:
-                self._set_state(state, drawn, stored)
+                self._set_state(state, reach.generators, stored)
+                for phase, rows in json.loads(stored["lines"]).items():
+                    self._put_lines(phase, rows)  # of the loops that ran inside
         self.results_kept[name] = stored["value"]
         if self._about:  # what comes after finish() belongs to the record too
             self._write_record()
@@ -342,8 +346,8 @@ class Run:
             )
         return found
 
-    def _key(self, name: str, values: list, *frames: Any) -> tuple[str, list]:
-        """(hash of all that a phase depends on, "" if there is none; the generators it reaches)."""
+    def _key(self, name: str, values: list, *frames: Any) -> tuple[str, Reach]:
+        """(hash of all that a phase depends on, "" if there is none; what it reaches)."""
         reach = Reach((Run,))
         try:
             reach.feed([_libraries(), *values], name)
@@ -351,8 +355,8 @@ class Run:
                 reach.frame(frame)
         except Unhashable as error:
             print(f"{name}: {error}, so this phase is computed anew each time")
-            return "", []
-        return reach.digest(), reach.generators
+            return "", Reach()
+        return reach.digest(), reach
 
     def _restored(self, name: str, state: Mapping, drawn: list, stored: dict | None) -> tuple:
         """(steps done, seconds spent) of what was stored, put back into place."""
@@ -371,10 +375,16 @@ class Run:
 
     def _computed(self, name: str, key: str, fn: Callable, state: Mapping, drawn: list) -> dict:
         """Run fn and store its value, if it can be stored, with the generators it left behind."""
+        known = set(self._lines)
         value = fn()
         self.computed.append(name)
+        lines = {k: rows for k, rows in self._lines.items() if k not in known}
         try:
-            stored = {"value": checkpoint.storable(value), **self._get_state(state, drawn)}
+            stored = {
+                "value": checkpoint.storable(value),
+                "lines": json.dumps(lines),
+                **self._get_state(state, drawn),
+            }
         except TypeError as error:
             print(f"{name}: {error}; it is computed anew each time")
             return {"value": value}
@@ -465,6 +475,18 @@ class Run:
         keys = [k for k, v in rows[0].items() if isinstance(v, float)] if rows else []
         values = [x[keys[0]] for x in rows if keys[0] in x] if keys else []
         return f"; {keys[0]} {values[0]:.3g} to {values[-1]:.3g}" if values else ""
+
+
+@contextmanager
+def _weights_kept(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Put trainable weights back that the body changed: what follows a result then finds the same
+    weights whether it was computed or restored."""
+    kept = [(weight, weight._version, weight.detach().clone()) for weight in weights]
+    yield
+    with torch.no_grad():
+        for weight, version, before in kept:
+            if weight._version != version:
+                weight.copy_(before)
 
 
 def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
