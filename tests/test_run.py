@@ -502,6 +502,11 @@ def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypat
     assert results["claims_sha256"] == __import__("hashlib").sha256(ROWS.encode()).hexdigest()
     with pytest.raises(ValueError, match="has no row C9"):
         run.judge("C9", gains)
+    own = started(tmp_path / "full", profile="full")
+    own.check("K", False)  # told, not raised: days of work are not lost in their last cell
+    own.finish()
+    results = json.loads((tmp_path / "full" / "results.json").read_text())
+    assert results["checks"] == [] and results["claims"][0]["verdict"] == "not measured"
     quick = started(tmp_path / "quick", profile="quick")
     assert quick.judge("C1", gains, sham=gains).verdict == "not judged"
 
