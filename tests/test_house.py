@@ -162,7 +162,7 @@ BUDGET = {
     "samplers": 5070,
     "rewards": 20270,
     "optimizers": 11300,
-    "workbook": 28800,
+    "workbook": 28850,
     "commands": 6500,
     "ci": 15450,
     "data": 20640,
