@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from ci import series as runner
 from ci import lint
 from rlgenkit.commands import committed
-from rlgenkit.commands.places import RESULTS, TEMPLATE, series
+from rlgenkit.commands.places import RESULTS, TEMPLATE, find, series
 from rlgenkit.workbook import declared, validate
 
 NOTEBOOKS = [*series(), TEMPLATE]
@@ -102,6 +103,33 @@ def test_runs_twice_in_one_folder(path, quick_run, second_run):
     assert runner.comparable(first.out_dir) == runner.comparable(second.out_dir)
     computed = (second.out_dir / "computed.json").read_text(encoding="utf-8")
     assert json.loads(computed) == [], "not restored"
+
+
+CONSTANTS = {  # notebook -> a value that its arms reach, and another one
+    "16": ('"moderate": (0.1, 1.0, False)', '"moderate": (0.2, 1.0, False)'),
+    "37": ('"ensemble": (1, 1, 1, 0)', '"ensemble": (1, 1, 2, 0)'),
+}
+
+
+@pytest.mark.parametrize("number", CONSTANTS)
+def test_a_changed_constant_trains_again_and_a_changed_caption_does_not(
+    number, quick_run, tmp_path
+):
+    path = find(number)
+    old, new = CONSTANTS[number]
+    for before, after, trains in ((old, new, True), ('caption="', 'caption="Now: ', False)):
+        copy = tmp_path / str(trains) / path.name
+        copy.parent.mkdir()
+        nb = nbformat.read(path, as_version=4)
+        assert any(before in cell.source for cell in nb.cells)
+        for cell in nb.cells:
+            cell.source = cell.source.replace(before, after)
+        nbformat.write(nb, copy)
+        out = copy.parent / "run"
+        shutil.copytree(quick_run(path).out_dir, out)
+        done = runner.run_one(copy, out)
+        assert done.code == 0, failure(done)
+        assert (json.loads((out / "computed.json").read_text(encoding="utf-8")) != []) == trains
 
 
 @every_notebook
