@@ -2,6 +2,7 @@
 
 import ast
 import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,8 @@ def definitions(number: str) -> SimpleNamespace:
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
             continue
-        tree = ast.parse("".join(cell["source"]))
-        tree.body = [node for node in tree.body if _stands_alone(node)]
-        exec(compile(tree, str(path), "exec"), found)
+        for node in ast.parse("".join(cell["source"])).body:
+            if _stands_alone(node):
+                with suppress(NameError):  # a default value that only a run gives
+                    exec(compile(ast.Module([node], []), str(path), "exec"), found)
     return SimpleNamespace(**found)
