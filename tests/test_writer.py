@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from rlgenkit import models
+from rlgenkit.models.tokens import _pick
 from rlgenkit.models.writer import (
     BLANK,
     END,
@@ -197,3 +199,29 @@ def test_written_answers_stay_with_their_prompts():
     assert not logs.requires_grad and not torch.allclose(
         logs, log_probs(writer, batch, 3, other.model)
     )
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_the_outermost_uniform_numbers_draw_tokens_that_have_a_chance(monkeypatch, uniform):
+    never = float("-inf")
+    logits = torch.tensor([[never, 0.0, never, 0.0, never], [never, never, 9.0, never, -90.0]])
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, uniform))
+    assert _pick(logits, 1.0, draw()).tolist() == [1 if uniform < 0.5 else 3, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_tokens_are_drawn_as_often_as_their_chances_say(temperature):
+    tokens, draws = 40, 100_000
+    logits = torch.randn(tokens, generator=draw(3))
+    logits[[0, 7, 39]] = float("-inf")
+    found = _pick(logits.expand(draws, -1), temperature, draw(5)).bincount(minlength=tokens)
+    expected = draws * (logits.double() / temperature).softmax(0)
+    real = expected > 0
+    assert found[~real].sum() == 0 and expected[real].min() > 5
+    assert chisquare(found[real].double(), expected[real]).pvalue > 1e-3
+
+
+def test_a_row_without_a_distribution_is_refused():
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not finite"):
+            _pick(torch.tensor([[0.0, 1.0], [bad, 0.0]]), 1.0, draw())
