@@ -1,6 +1,8 @@
 """Samplers against closed forms, torch.distributions and diffusers' own schedulers."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,6 +342,142 @@ def test_ddim_refuses_what_it_cannot_do():
         s.ddim_table(ABAR, [500, 100], prediction="noise")
 
 
+# ------------------------------------------------------------------ published schedulers
+
+PUBLISHED = Path(__file__).parent / "published"
+DISCRETE = ("stable-diffusion-v1-5", "stable-diffusion-xl-base-1.0", "lcm-dreamshaper-v7",
+            "pixart-alpha-xl-2-1024-ms", "pixart-sigma-xl-2-1024-ms")  # fmt: skip
+FLOWS = {"stable-diffusion-3.5-medium": None, "stable-diffusion-3.5-large": None,
+         "flux.1-schnell": None, "flux.1-dev": 1.15}  # fmt: skip
+
+
+def published(name, **changes):
+    import diffusers
+
+    config = json.loads((PUBLISHED / name / "scheduler_config.json").read_text())
+    return getattr(diffusers, config["_class_name"]).from_config(config | changes)
+
+
+def chain(scheduler, network, x, n):
+    """The scheduler's own sampler on states of variance 1, as its pipeline runs it."""
+    scheduler.set_timesteps(n)
+    states, scaled = [], x * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        seen = scheduler.scale_model_input(scaled, t)
+        states.append(seen)
+        scaled = scheduler.step(network(seen, t.expand(len(x))), t, scaled).prev_sample
+    return torch.stack([*states, scaled])
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+@pytest.mark.parametrize("n", [10, 20])
+def test_a_table_has_the_levels_and_times_of_any_published_scheduler(name, n):
+    scheduler = published(name)
+    table = s.ddim_table_from_scheduler(scheduler, n)
+    scheduler.set_timesteps(n)
+    assert table.t.tolist() == sorted({int(t) for t in scheduler.timesteps}, reverse=True)
+    abar = scheduler.alphas_cumprod.double()[table.t]
+    assert torch.allclose(table.sigma[:-1].double(), (1 - abar).sqrt(), atol=1e-7)
+    if hasattr(scheduler, "sigmas"):  # in their unit the state is x0 + sigma noise
+        theirs = scheduler.sigmas[:-1].double()
+        ratio = theirs / (1 + theirs**2).sqrt()
+        assert torch.allclose(table.sigma[:-1].double(), ratio, atol=1e-7)
+    path = s.rollout(Network(), table, noise(2), generator())
+    assert torch.isfinite(path.log_probs).all() and path.stochastic[:-1].all()
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-v1-5", "stable-diffusion-xl-base-1.0"])
+def test_without_noise_the_steps_are_those_of_ddim_on_the_published_config(name):
+    from diffusers import DDIMScheduler
+
+    scheduler = published(name)
+    ddim = DDIMScheduler.from_config(scheduler.config)
+    table = s.ddim_table_from_scheduler(scheduler, 10, eta=0.0)
+    with torch.no_grad():
+        theirs = chain(ddim, Network(), noise(2), 10)
+    path = s.rollout(Network(), table, noise(2))
+    assert torch.equal(table.t, ddim.timesteps)
+    assert torch.allclose(path.latents, theirs, atol=5e-5)
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("stable-diffusion-xl-base-1.0", {"set_alpha_to_one": True}),
+    ("stable-diffusion-xl-base-1.0", {"timestep_spacing": "trailing", "set_alpha_to_one": True}),
+    ("pixart-alpha-xl-2-1024-ms", {"solver_order": 1}),
+    ("pixart-sigma-xl-2-1024-ms", {"solver_order": 1, "final_sigmas_type": "sigma_min"}),
+    ("pixart-alpha-xl-2-1024-ms", {"solver_order": 1, "prediction_type": "v_prediction"}),
+])  # fmt: skip
+def test_without_noise_the_steps_are_those_of_a_first_order_solver_of_that_class(name, changes):
+    scheduler = published(name, **changes)
+    table = s.ddim_table_from_scheduler(scheduler, 10, eta=0.0)
+    with torch.no_grad():
+        theirs = chain(scheduler, Network(), noise(2), 10)
+    path = s.rollout(Network(), table, theirs[0])
+    assert torch.allclose(path.latents, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_flow_table_steps_like_the_published_scheduler(name):
+    scheduler, mu = published(name), FLOWS[name]
+    for own in (None, torch.linspace(1, 1 / 8, 8).tolist()):
+        level = s.sigmas_from_scheduler(scheduler, 8, mu, own)
+        if own and mu:  # FLUX.1-dev as its pipeline runs it; Black Forest Labs' formula
+            expected = [math.exp(mu) / (math.exp(mu) + 1 / t - 1) for t in own]
+            assert level.tolist() == pytest.approx([*expected, 0.0], abs=1e-6)
+        table = s.flow_table(sigmas=level, kind="ode")
+        assert torch.allclose(table.t, scheduler.timesteps, atol=1e-3)
+        path = s.rollout(Network(), table, noise(2))
+        x = noise(2)
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(Network()(x, t.expand(2)), t, x).prev_sample
+        assert torch.allclose(path.final, x, atol=1e-5)
+
+
+def test_what_no_table_can_honor_is_refused_in_one_sentence():
+    sd, xl, dpm, flow = (published(n) for n in (*DISCRETE[:2], DISCRETE[3], "flux.1-dev"))
+    still = published("flux.1-schnell")
+    for call, word in (
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[0], skip_prk_steps=False), 10), "use another number"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[1], use_karras_sigmas=True), 10), "use_karras_sigmas"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[3], use_lu_lambdas=True), 10), "use_lu_lambdas"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[3], thresholding=True), 10), "thresholding"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[1], timestep_type="continuous"), 10), "whole times"),
+        (lambda: s.ddim_table_from_scheduler(flow, 10), "no noise levels"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[1], timestep_spacing="linspace"), 1500), "1000 times of 1500"),
+        (lambda: s.sigmas_from_scheduler(sd, 10), "FlowMatch"),
+        (lambda: s.sigmas_from_scheduler(flow, 10), "pass mu"),
+        (lambda: s.sigmas_from_scheduler(still, 10, mu=1.0), "no mu"),
+        (lambda: s.sigmas_from_scheduler(published("flux.1-schnell", stochastic_sampling=True), 4), "stochastic"),
+        (lambda: s.sigmas_from_scheduler(published("flux.1-schnell", num_train_timesteps=500), 4), "1000 times"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=word):
+            call()
+    for scheduler in (sd, xl, dpm, published(DISCRETE[2])):
+        with pytest.raises(ValueError, match="at least one step"):
+            s.ddim_table_from_scheduler(scheduler, 0)
+        with pytest.raises(ValueError, match="at least one step"):
+            s.consistency_table_from_scheduler(scheduler, 0)
+    for scheduler, mu in ((flow, 1.0), (still, None)):
+        with pytest.raises(ValueError, match="at least one step"):
+            s.sigmas_from_scheduler(scheduler, 0, mu)
+
+
+@pytest.mark.parametrize("size", [1e-45, 1e-30, 1e-20, 1e-12, 1e-8, 1e-5, 1e-3])
+def test_log_probs_are_finite_however_small_the_noise_and_0_where_float32_loses_it(size):
+    for table in (
+        s.ddim_table(ABAR, torch.arange(901, 0, -100), eta=size),
+        *(s.flow_table(6, kind, noise=size) for kind in ("flow", "dance", "cps")),
+    ):
+        path = s.rollout(Network(), table, noise(2), generator())
+        again, _ = s.replay(Network(), path, range(len(table)))
+        assert torch.isfinite(path.log_probs).all() and torch.equal(again, path.log_probs)
+        assert torch.equal(table.stochastic, table.precision > 0)
+        assert (path.log_probs[~table.stochastic] == 0).all()
+        if size < 1e-6:
+            assert not table.stochastic.any()
+
+
 # ------------------------------------------------------------------ consistency
 
 
@@ -416,32 +554,9 @@ def test_second_order_outside_the_window_only():
         s.rollout(Network(), s.ddim_table(ABAR, [500, 100]), noise(1), generator(), solver="heun")
 
 
-def test_window_schedule():
-    when = (0, 24, 25, 149, 150, 9999)
-    starts = [s.window_at(i, 10, size=4, move=1, every=25).start for i in when]
-    assert starts == [0, 0, 1, 5, 6, 6]
-    assert s.window_at(25, 10, size=4, move=3, every=25) == range(3, 7)
-    assert s.window_at(75, 9, size=4, move=3, every=25) == range(5, 9)
-    stay = [0] * 12
-    for i in range(400):
-        stay[s.window_at(i, 15, 4, 1, 25, "exponential", decay=0.3, threshold=4).start] += 1
-    expected = [25 * math.exp(-0.3 * max(p - 4, 0)) for p in range(11)]
-    assert all(abs(a - b) <= 1 for a, b in zip(stay[:11], expected, strict=True))
-    with pytest.raises(ValueError, match="size"):
-        s.window_at(0, 3, size=4)
+def test_a_random_window_may_begin_anywhere():
     drawn = {s.random_window(0, 5, 2, generator(i)).start for i in range(60)}
     assert drawn == {0, 1, 2, 3}
-
-
-def test_coarse_tail_keeps_the_window_and_the_ends():
-    level = s.flow_sigmas(10, 3.0)
-    short = s.coarse_tail(level, 4, 3)
-    assert torch.equal(short[:5], level[:5]) and torch.equal(short[5:], level[[6, 8, 10]])
-    table, full = s.flow_table(sigmas=short), s.flow_table(sigmas=level)
-    assert torch.equal(table.b[:4], full.b[:4]) and torch.equal(table.std[:4], full.std[:4])
-    assert torch.equal(s.coarse_tail(level, 4, 6), level)
-    with pytest.raises(ValueError, match="remaining"):
-        s.coarse_tail(level, 8, 3)
 
 
 def test_initial_noise_shared_or_independent():

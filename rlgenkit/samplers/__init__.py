@@ -18,8 +18,7 @@ __getattr__, __dir__, __all__ = lazy(
             "flow_table sigmas_from_scheduler windowed"
         ),
         "windows": (
-            "acting_steps coarse_tail exact_variances gaussian_velocity_slope random_window "
-            "residual_noise window_at"
+            "acting_steps exact_variances gaussian_velocity_slope random_window residual_noise"
         ),
     },
 )

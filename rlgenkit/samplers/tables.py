@@ -15,6 +15,12 @@ from torch import Tensor
 
 FLOW_KINDS = ("ode", "flow", "dance", "cps")
 PREDICTIONS = ("epsilon", "v", "sample")
+LEAST_STD = 1e-6  # less noise is lost when it is added to latents in float32
+# Settings under which a scheduler is no affine map of (x, prediction) at levels of its own betas.
+REFUSED = (
+    "clip_sample", "thresholding", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+    "use_lu_lambdas", "use_flow_sigmas", "stochastic_sampling", "invert_sigmas",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,9 @@ def _table(
 ) -> StepTable:
     """Round float64 columns to float32 and derive log_norm and precision from the rounded std."""
     single = {name: column.to(torch.float32) for name, column in columns.items()}
+    noisy = single["std"] >= LEAST_STD
+    single["std"] = torch.where(noisy, single["std"], 0.0)
     std = single["std"].double()
-    noisy = std > 0
     safe = torch.where(noisy, std, torch.ones_like(std))
     zero = torch.zeros_like(std)
     log_norm = torch.where(noisy, -safe.log() - 0.5 * math.log(2 * math.pi), zero).float()
@@ -118,11 +125,28 @@ def flow_sigmas(n_steps: int, shift: float = 1.0) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def sigmas_from_scheduler(scheduler: object, n_steps: int) -> Tensor:
-    """Noise levels of a diffusers FlowMatchEulerDiscreteScheduler for n_steps: float64 [n_steps +
-    1].
+def sigmas_from_scheduler(
+    scheduler: object,
+    n_steps: int,
+    mu: float | None = None,
+    sigmas: Sequence[float] | None = None,
+) -> Tensor:
+    """Noise levels float64 [n_steps + 1] of a diffusers flow-matching scheduler.
+
+    mu: the shift of one that shifts by the size of the picture (FLUX.1-dev; `calculate_shift` of
+    diffusers). sigmas [n_steps]: levels before the shift, where the pipeline sets them itself
+    (FLUX: 1 to 1/n_steps); None: the scheduler's.
     """
-    scheduler.set_timesteps(n_steps)
+    config = _settings(scheduler, n_steps)
+    dynamic = bool(config.get("use_dynamic_shifting"))
+    if "FlowMatch" not in type(scheduler).__name__ or config["num_train_timesteps"] != 1000:
+        raise ValueError("levels of a flow come from a FlowMatch scheduler with 1000 times")
+    if dynamic != (mu is not None):
+        raise ValueError(
+            f"use_dynamic_shifting is {dynamic} here: {'pass' if dynamic else 'no'} mu"
+        )
+    own = {} if mu is None else {"mu": mu}
+    scheduler.set_timesteps(n_steps, **own, **({} if sigmas is None else {"sigmas": sigmas}))
     return scheduler.sigmas.double().cpu()
 
 
@@ -254,20 +278,43 @@ def ddim_table(
     )  # fmt: skip
 
 
-def _scheduler_prediction(scheduler: object) -> str:
-    """Our name of a diffusers scheduler's prediction type; refuses clipping, which is not affine."""
+def _settings(scheduler: object, n_steps: int) -> dict:
+    """The config of a diffusers scheduler; refuses what changes its steps and no table can do."""
     config = scheduler.config
-    if config.get("clip_sample") or config.get("thresholding"):
-        raise ValueError("clip_sample and thresholding must be off: latents are not bounded by 1")
-    return {"v_prediction": "v"}.get(config["prediction_type"], config["prediction_type"])
+    found = [name for name in REFUSED if config.get(name)]
+    if found:
+        raise ValueError(f"{', '.join(found)} of the scheduler must be off: no table does the same")
+    if n_steps < 1:
+        raise ValueError(f"a sampler needs at least one step, got {n_steps}")
+    return config
+
+
+def _levels(scheduler: object, n_steps: int) -> tuple[Tensor, Tensor, str]:
+    """(alphas_cumprod, timesteps Long[n_steps], prediction) of a diffusers scheduler of any class.
+
+    Repeated times (PNDM's warm-up, second-order solvers) count once, Euler's fractions are rounded.
+    """
+    config, name = _settings(scheduler, n_steps), type(scheduler).__name__
+    if not hasattr(scheduler, "alphas_cumprod") or config.get("timestep_type") == "continuous":
+        raise ValueError(f"this {name} has no noise levels at whole times: use another scheduler")
+    scheduler.set_timesteps(n_steps)
+    times = scheduler.timesteps.cpu().double().round().long().unique().flip(0)
+    if len(times) != n_steps:
+        raise ValueError(f"{name} makes {len(times)} times of {n_steps} steps: use another number")
+    kind = config["prediction_type"]
+    return scheduler.alphas_cumprod, times, "v" if kind == "v_prediction" else kind
 
 
 def ddim_table_from_scheduler(scheduler: object, n_steps: int, eta: float = 1.0) -> StepTable:
-    """ddim_table with the levels, offset, last level and prediction type of a diffusers scheduler."""
-    prediction = _scheduler_prediction(scheduler)
-    scheduler.set_timesteps(n_steps)
-    last = float(scheduler.final_alpha_cumprod)
-    return ddim_table(scheduler.alphas_cumprod, scheduler.timesteps, eta, prediction, last)
+    """ddim_table with the levels, times, last level and prediction of a diffusers scheduler.
+
+    Of any class (PNDM, Euler, DPMSolver, ...): the table replaces its solver, not its schedule.
+    ValueError for settings that change its steps and that no table can do, such as Karras levels.
+    """
+    levels, times, prediction = _levels(scheduler, n_steps)
+    to_zero = scheduler.config.get("final_sigmas_type") != "sigma_min"
+    last = 1.0 if scheduler.config.get("set_alpha_to_one", to_zero) else None
+    return ddim_table(levels, times, eta, prediction, last)
 
 
 # ---------------------------------------------------------------- consistency models
@@ -325,8 +372,6 @@ def consistency_table_from_scheduler(
     scheduler: object, n_steps: int, last: str = "deterministic"
 ) -> StepTable:
     """consistency_table with the grid, levels and prediction type of a diffusers LCMScheduler."""
-    prediction = _scheduler_prediction(scheduler)
-    scheduler.set_timesteps(n_steps)
-    scaling = float(scheduler.config["timestep_scaling"])
-    levels, grid = scheduler.alphas_cumprod, scheduler.timesteps
-    return consistency_table(levels, grid, prediction, timestep_scaling=scaling, last=last)
+    levels, times, prediction = _levels(scheduler, n_steps)
+    scaling = float(scheduler.config.get("timestep_scaling", 10.0))
+    return consistency_table(levels, times, prediction, timestep_scaling=scaling, last=last)

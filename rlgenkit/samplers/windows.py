@@ -2,42 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .tables import FLOW_KINDS, StepTable
-
-
-def window_at(
-    iteration: int,
-    n_steps: int,
-    size: int = 4,
-    move: int = 1,
-    every: float = 25.0,
-    schedule: str = "linear",
-    decay: float = 0.1,
-    threshold: int = 0,
-) -> range:
-    """Sliding window of MixGRPO: `size` consecutive steps that walk from noise to image.
-
-    It moves by `move` steps after `every` iterations at a position ("linear"), or after
-    every * exp(-decay * max(position - threshold, 0)) ("exponential"), and rests at the end.
-    n_steps: steps the window may cover; pass one less than the table to spare the last step.
-    """
-    if schedule not in ("linear", "exponential"):
-        raise ValueError(f"schedule must be 'linear' or 'exponential', got {schedule!r}")
-    if not 1 <= size <= n_steps or move < 1 or every <= 0 or iteration < 0:
-        raise ValueError("need 1 <= size <= n_steps, move >= 1, every > 0 and iteration >= 0")
-    rate = decay if schedule == "exponential" else 0.0
-    start, last, spent = 0, n_steps - size, 0.0
-    while start < last:
-        spent += every * math.exp(-rate * max(start - threshold, 0))
-        if iteration < spent:
-            break
-        start = min(start + move, last)
-    return range(start, start + size)
 
 
 def acting_steps(table: StepTable) -> Tensor:
@@ -60,19 +28,6 @@ def random_window(low: int, high: int, size: int, generator: torch.Generator) ->
     places = high - low - size + 1
     start = torch.randint(places, (1,), generator=generator, device=generator.device)
     return range(low + int(start), low + int(start) + size)
-
-
-def coarse_tail(sigmas: Tensor, after: int, n_steps: int) -> Tensor:
-    """Keep the first `after` steps of a schedule [N+1] and replace the rest by n_steps longer ones.
-
-    MixGRPO-Flash: deterministic steps behind the window may be compressed (with a second-order
-    solver), those before it may not. Levels are picked from the old ones: [after+n_steps+1].
-    """
-    rest = len(sigmas) - 1 - after
-    if after < 0 or not 1 <= n_steps <= rest:
-        raise ValueError(f"n_steps must be in 1..{rest} (the remaining steps), got {n_steps}")
-    picked = torch.linspace(after, len(sigmas) - 1, n_steps + 1).round().long()
-    return torch.cat([sigmas[:after], sigmas[picked]])
 
 
 def gaussian_velocity_slope(sigma: Tensor, variance: float) -> Tensor:
