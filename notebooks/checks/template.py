@@ -32,6 +32,12 @@ def without_width(x, mean, log_std):
     return log_prob(x, mean, log_std) + log_std
 
 
+def width_as_it_comes(x, mean, log_std):
+    """Mistake: the logarithm of the width is taken for the width."""
+    z = (x - mean) / log_std
+    return -0.5 * z**2 - log_std - 0.5 * math.log(2 * math.pi)
+
+
 # --- 99.2: advantages
 
 
@@ -66,6 +72,7 @@ EXERCISES = {
     "99.1": wb.Exercise(
         log_prob, actions,
         {"the density has a factor 1/width: its logarithm is missing": without_width,
+         "log_std is the logarithm of the width: take its exponential": width_as_it_comes,
          "the exponent has a minus sign": lambda x, m, s: -log_prob(x, m, s)},
         hints=["First z: the distance from the mean in widths.",
                "The logarithm of a product is a sum: exponent, width, root of 2 pi."],
@@ -73,13 +80,16 @@ EXERCISES = {
     "99.2": wb.Exercise(
         advantages_of, batch,
         {"divide by the standard deviation too": lambda r: r - r.mean(),
+         "subtract the mean first": lambda r: r / r.std(correction=0),
          "the standard deviation of these samples: correction=0":
              lambda r: (r - r.mean()) / r.std()},
         hints=["Two steps: subtract the mean, divide by the standard deviation."],
         minutes=5, difficulty=1),
     "99.3": wb.Exercise(
         leave_one_out, batch,
-        {"the mean holds the sample itself too": lambda r: r - r.mean()},
+        {"the mean holds the sample itself too": lambda r: r - r.mean(),
+         "that is the baseline: subtract it from the reward": lambda r: r - leave_one_out(r),
+         "the others are one fewer than the batch": lambda r: r - (r.sum() - r) / len(r)},
         hints=["The sum of the others is the sum of all less the sample itself.",
                "How many others are there?"],
         minutes=10, difficulty=2),
