@@ -11,7 +11,7 @@ import sys
 from ci import lint, measure
 from ci.report import report
 from rlgenkit.commands import committed
-from rlgenkit.commands.places import RESULTS, TEMPLATE, InputError, find, series
+from rlgenkit.commands.places import RESULTS, TEMPLATE, ended, find, series
 
 
 def problems(names: list[str]) -> list[str]:
@@ -39,16 +39,13 @@ def main(argv: list[str]) -> int:
     ask.add_argument("notebooks", nargs="*")
     ask.add_argument("--table", action="store_true", help="only the numbers that are not gated")
     args = ask.parse_args(argv)
-    try:
-        if args.table:
-            print(measure.table([find(n) for n in args.notebooks] or [*series(), TEMPLATE]))
-            return 0
-        rows = problems(args.notebooks)
-    except InputError as error:
-        return print(error, file=sys.stderr) or 2
+    if args.table:
+        print(measure.table([find(n) for n in args.notebooks] or [*series(), TEMPLATE]))
+        return 0
+    rows = problems(args.notebooks)
     print("\n".join(rows) or "ok")
     return int(bool(rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main, sys.argv[1:]))

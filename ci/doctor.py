@@ -1,5 +1,6 @@
 """`python -m rlgenkit doctor`: does this machine have what the notebooks were tested with?"""
 
+import argparse
 import hashlib
 import importlib.metadata
 import json
@@ -56,9 +57,11 @@ def data_problems() -> list[str]:
     return found
 
 
-def doctor() -> int:
+def main(argv: list[str]) -> int:
     """Print what is here and what is wrong; 0 when nothing is, else 1."""
     import torch
+
+    argparse.ArgumentParser(prog="rlgenkit doctor", description=__doc__).parse_args(argv)
 
     devices = ["cpu"] + [
         f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
@@ -78,4 +81,4 @@ def doctor() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(doctor())
+    sys.exit(main(sys.argv[1:]))

@@ -1,14 +1,14 @@
-"""Teaching copies made from the one committed notebook: student, solutions, slides (nbconvert).
+"""Teaching copies made from the one committed notebook: student, solutions, slides.
 
 Cell tags: `stub` (the method's core: whole in the notebook, without its body in the student copy),
 `exercise` (a function that only the reader writes, a question), `check` (`wb.check` of a stub or an
 exercise, kept in every copy), `solution` (of notebooks that still hold their answers).
 """
 
+import argparse
 import ast
 import copy
 import inspect
-import json
 import re
 import sys
 import textwrap
@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ci.lint import source, tags
-from rlgenkit.commands.committed import normalize, read, text_of
-from rlgenkit.commands.places import BUILD, ROOT, InputError, find, series
+from rlgenkit.commands.committed import normalize, text_of
+from rlgenkit.commands.pages import slides
+from rlgenkit.commands.places import BUILD, ROOT, ended, find, read, series
 
 FOLDED_SOLUTION = re.compile(r"<details>\s*<summary>\s*solution\b.*?</details>\s*", re.S | re.I)
 
@@ -127,46 +128,28 @@ def write_copies(notebooks: list[Path], kind: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for path in notebooks:
-        nb = read(path)
+        nb, target = read(path), folder / path.name
         if kind == "slides":
-            target = folder / f"{path.stem}.slides.html"
-            target.write_text(slides(nb), encoding="utf-8")
+            target = target.with_suffix(".slides.html")
+            text = slides(nb)
         else:
-            target = folder / path.name
             changed = student(nb) if kind == "student" else solutions(nb, answers_of(path.stem))
-            target.write_text(text_of(normalize(changed)), encoding="utf-8")
+            text = text_of(normalize(changed))
+        target.write_text(text, encoding="utf-8")
         made.append(target)
     return made
 
 
-def slides(nb: dict) -> str:
-    """HTML slides: each level-2 heading starts a slide, long code and solutions stay out of sight."""
-    import nbformat
-    from nbconvert import SlidesExporter
-
-    out = copy.deepcopy(nb)
-    for cell in out["cells"]:
-        starts = cell["cell_type"] == "markdown" and source(cell).lstrip().startswith(("# ", "## "))
-        long = cell["cell_type"] == "code" and len(source(cell).splitlines()) > 15
-        if "solution" in tags(cell) or (long and not cell["outputs"]):
-            kind = "skip"
-        else:
-            kind = "slide" if starts else "fragment" if cell["cell_type"] == "code" else "-"
-        cell["metadata"].setdefault("slideshow", {"slide_type": kind})
-    body, _ = SlidesExporter().from_notebook_node(nbformat.reads(json.dumps(out), as_version=4))
-    return body
-
-
-def main(kind: str, names: list[str]) -> int:
-    """Write the copies of the named notebooks, or of all; 2 for names that are no notebooks."""
-    try:
-        paths = [find(n) for n in names] or series()
-    except InputError as error:
-        return print(error, file=sys.stderr) or 2
-    for path in write_copies(paths, kind):
+def main(argv: list[str]) -> int:
+    """Write the copies of the named notebooks, or of all."""
+    ask = argparse.ArgumentParser(prog="rlgenkit", description=__doc__.splitlines()[0])
+    ask.add_argument("kind", choices=("student", "solutions", "slides"))
+    ask.add_argument("notebooks", nargs="*", help="01, 01_ddpo or a path; all without one")
+    args = ask.parse_args(argv)
+    for path in write_copies([find(n) for n in args.notebooks] or series(), args.kind):
         print(path.relative_to(ROOT))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(ended(main, sys.argv[1:]))

@@ -1,6 +1,7 @@
 """`python -m rlgenkit manifest`: data/manifest.json from the files under data/ and their origins in
 data/sources.toml, after files there changed on purpose."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from ci.doctor import sha256
-from rlgenkit.commands.places import ROOT, InputError
+from rlgenkit.commands.places import ROOT, InputError, ended
 
 DATA = ROOT / "data"
 # Pages, results and studies are made from the data; listing them here would run in a circle.
@@ -50,16 +51,14 @@ def rows() -> list[dict]:
     return made
 
 
-def write() -> Path:
-    """Write data/manifest.json anew; returns its path."""
-    target = DATA / "manifest.json"
+def main(argv: list[str]) -> int:
+    """Write data/manifest.json anew."""
+    argparse.ArgumentParser(prog="rlgenkit manifest", description=__doc__).parse_args(argv)
     text = json.dumps({"schema": 1, "files": rows()}, indent=1, ensure_ascii=False)
-    target.write_text(text + "\n", encoding="utf-8")
-    return target
+    (DATA / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    print("data/manifest.json")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        print(write().relative_to(ROOT))
-    except InputError as error:
-        sys.exit(str(error))
+    sys.exit(ended(main, sys.argv[1:]))

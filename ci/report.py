@@ -5,6 +5,7 @@ data/results/*.json, the notebooks' titles and data/manifest.json. With check=Tr
 written.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ from collections import Counter
 
 from ci.doctor import manifest
 from rlgenkit.commands.committed import title
-from rlgenkit.commands.places import RESULTS, ROOT, InputError, series
+from rlgenkit.commands.places import RESULTS, ROOT, InputError, ended, series
 
 VERDICTS = (
     "supported",
@@ -54,11 +55,6 @@ def sentence(text: str) -> str:
     """One line that starts with a capital and ends with a full stop; "" stays empty."""
     flat = " ".join(text.split())
     return flat and flat[0].upper() + flat[1:] + ("" if flat[-1] in ".!?" else ".")
-
-
-def is_old(result: dict) -> bool:
-    """Results of the first format: their intervals do not cover, so no verdict of theirs counts."""
-    return result["schema"] == 1
 
 
 def paper(result: dict) -> str:
@@ -176,28 +172,15 @@ def told(claim: dict) -> str:
         parts.append(f"The paper: {sentence(claim['paper'])}")
     if claim["value"] is not None:
         parts.append(
-            f"{sentence(claim['measure'])[:-1]}: {amount(claim, claim)}; "
-            f"the row passes with {bound(claim)}."
+            f"We measure: {claim['measure'].rstrip('.')}. It is {amount(claim, claim)}; the row "
+            f"passes with {bound(claim)}, and the verdict is {claim['verdict']}."
         )
     for word in ("sham", "control"):
         if arm := claim[word]:
-            parts.append(f"The {word} ({arm['arm']}): {amount(arm, claim)}, {arm['verdict']}.")
+            parts.append(
+                f"The {word} ({arm['arm']}) has {amount(arm, claim)} and is {arm['verdict']}."
+            )
     return "- " + " ".join([*parts, sentence(claim["note"])]).strip()
-
-
-def told_old(claim: dict) -> str:
-    """A row of a result in the first format: what was measured, without interval and verdict."""
-    if claim["value"] is None:
-        return (
-            f"- **{claim['id']}: not testable at this scale.** The paper: "
-            f"{sentence(claim['paper'])} {sentence(claim['note'])}"
-        ).strip()
-    unit = claim["unit"] and f" {claim['unit']}"
-    return (
-        f"- **{claim['id']}: not judged.** {sentence(claim['statement'])} Measured: "
-        f"{number(claim['value'])}{unit}, mean of {claim['n']}; the row passes with "
-        f"{bound(claim)}. {sentence(claim['note'])}"
-    ).strip()
 
 
 def ledger(result: dict) -> list[str]:
@@ -207,39 +190,28 @@ def ledger(result: dict) -> list[str]:
     study = " --profile study --jobs 2" if result["profile"] == "study" else ""
     lines = [f"## {name}: {result['title']}", ""]
     if source := paper(result):
-        lines += [f"Paper: {source}.", ""]
-    time = f", {took(timing)} on {timing['hardware']}" if timing else ""
+        lines += [f"The paper is {source}.", ""]
+    time = f" and took {took(timing)} on {timing['hardware']}" if timing else ""
     seeds = ", ".join(map(str, result["seeds"]))
     lines += [
-        f"Command: `python -m rlgenkit run {name}{study}`. Profile {result['profile']}, "
-        f"seeds {seeds}, device {origin['device']}{time}.",
+        f"The command is `python -m rlgenkit run {name}{study}`. It ran at profile "
+        f"{result['profile']} with seeds {seeds} on device {origin['device']}{time}.",
         "",
     ]
     if rows := result["claims"]:
-        if is_old(result):
-            lines += [told_old(c) for c in rows]
-        else:
-            lines += [told(c) for c in sorted(rows, key=lambda c: not c["primary"])]
-        lines.append("")
+        lines += [*map(told, sorted(rows, key=lambda c: not c["primary"])), ""]
     if checks := result.get("checks"):
         each = "; ".join(f"{c['id']}, *{sentence(c['statement'])[:-1]}*" for c in checks)
         lines += [f"Checks that held in the run: {each}.", ""]
     versions = ", ".join(f"{k} {v}" for k, v in origin["versions"].items())
-    return [*lines, f"Versions: {versions}.", ""]
+    return [*lines, f"It used {versions}.", ""]
 
 
 def reproducibility() -> str:
     """REPRODUCIBILITY.md: per paper what it claims, what we measured, with which command."""
     lines = ["# Reproducibility report", "", NOTE, "", RULES, ""]
-    every = [c for r in results() if not is_old(r) for c in r["claims"]]
-    if every:
-        lines += [f"{len(every)} rows: {counted(every)}.", ""]
-    if old := [r["notebook"][:2] for r in results() if is_old(r) and r["claims"]]:
-        lines += [
-            f"Notebooks {', '.join(old)} ran before these rules: their rows show what was "
-            "measured, without a verdict.",
-            "",
-        ]
+    every = [c for r in results() for c in r["claims"]]
+    lines += [f"{len(every)} rows: {counted(every)}.", ""]
     lines += [line for r in results() for line in ledger(r)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -283,16 +255,13 @@ def report(check: bool) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Write the pages and name those that changed; with --check 1 where one is out of date."""
-    check = argv == ["--check"]
-    if argv and not check:
-        return print("The only option of report is --check.", file=sys.stderr) or 2
-    try:
-        stale = report(check)
-    except InputError as error:
-        return print(error, file=sys.stderr) or 2
+    ask = argparse.ArgumentParser(prog="rlgenkit report", description=__doc__.splitlines()[0])
+    ask.add_argument("--check", action="store_true", help="write nothing")
+    check = ask.parse_args(argv).check
+    stale = report(check)
     print("\n".join(f"{'out of date' if check else 'written'}: {p}" for p in stale) or "ok")
     return int(bool(stale) and check)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(ended(main, sys.argv[1:]))

@@ -15,7 +15,7 @@ from ci import doctor, export, lint, manifest, measure
 from rlgenkit.commands import committed
 from rlgenkit.commands.inputs import split_values, typed
 from rlgenkit.commands.places import ROOT, TEMPLATE, find, series
-from rlgenkit.commands.run import claims_table
+from rlgenkit.commands.experiment import claims_table
 from rlgenkit.workbook.parameters import check_overrides, declared
 
 
@@ -223,7 +223,7 @@ def test_lint_of_figures():
 
 
 def test_slides_have_sections():
-    assert "reveal" in export.slides(committed.read(TEMPLATE))
+    assert "<section" in export.slides(committed.read(TEMPLATE))
 
 
 RESULT = {

@@ -13,7 +13,7 @@ import re
 import tokenize
 from pathlib import Path
 
-from .places import RESULTS, ROOT
+from .places import RESULTS, ROOT, read
 
 MAX_BYTES = 500_000
 HEADLINE_SEEDS = 8  # that a primary claim of a study rests on at least
@@ -131,17 +131,17 @@ def text_of(nb: dict) -> str:
     return nbformat.writes(node, version=4, sort_keys=True).rstrip("\n") + "\n"
 
 
-def read(path: Path) -> dict:
-    """Parse a notebook file without touching it."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+def heading(nb: dict) -> str:
+    """The H1 of a notebook; "" where it has none."""
+    for cell in nb["cells"]:
+        if hit := re.search(r"^# (.+)$", "".join(cell["source"]), flags=re.M):
+            return hit[1].strip()
+    return ""
 
 
 def title(path: Path) -> str:
     """A notebook's H1 without its number."""
-    for cell in read(path)["cells"]:
-        if hit := re.search(r"^# (.+)$", "".join(cell["source"]), flags=re.M):
-            return re.sub(r"^\d+\s*[.:·]?\s*", "", hit[1]).strip()
-    return path.stem
+    return re.sub(r"^\d+\s*[.:·]?\s*", "", heading(read(path))) or path.stem
 
 
 def problems(path: Path) -> list[str]:

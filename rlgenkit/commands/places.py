@@ -1,7 +1,10 @@
 """Where things are in a checkout, and how a notebook is found by name."""
 
 import difflib
+import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,15 +30,47 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
+def read(path: Path) -> dict:
+    """A notebook file as nested dicts; InputError where it is none, or older than format 4.5."""
+    try:
+        nb = json.loads(Path(path).read_text(encoding="utf-8"))
+        whole = bool(nb["cells"]) and "metadata" in nb
+        for cell in nb["cells"]:
+            code = ("outputs",) if cell["cell_type"] == "code" else ()
+            whole &= {"id", "source", "metadata", *code} <= cell.keys()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{Path(path).name} is no notebook of format 4.5 (JSON, cells that have ids); "
+            "open and save it in JupyterLab once."
+        )
+    return nb
+
+
 def find(name: str) -> Path:
     """Notebook by number ('01'), stem ('01_ddpo') or path. InputError names the nearest."""
     path = Path(name)
-    if path.suffix == ".ipynb":
-        if path.is_file():
-            return path.resolve()
+    if path.suffix != ".ipynb":
+        stems = {p.stem: p for p in [*series(), TEMPLATE] if p.is_file()}
+        hits = [s for s in stems if s == name or s.split("_")[0] == name]
+        if not (hits and name):
+            raise InputError(f"There is no notebook {name[:80]!r}; {nearest(name, list(stems))}")
+        path = stems[hits[0]]
+    elif not path.is_file():
         raise InputError(f"There is no notebook file {name}.")
-    stems = {p.stem: p for p in [*series(), TEMPLATE] if p.is_file()}
-    hits = [s for s in stems if s == name or s.split("_")[0] == name]
-    if hits and name:
-        return stems[hits[0]]
-    raise InputError(f"There is no notebook {name!r}; {nearest(name, list(stems))}")
+    read(path)
+    return path.resolve()
+
+
+def ended(command: Callable[..., int], *arguments) -> int:
+    """Exit code of a command; where it cannot do what was asked, one sentence on stderr and 2."""
+    try:
+        return command(*arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{str(error.filename)[:200]}: {error.strerror}.", file=sys.stderr)
+    return 2

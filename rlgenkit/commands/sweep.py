@@ -1,0 +1,143 @@
+"""`sweep`: a notebook over every combination of values; `compare`: finished runs side by side."""
+
+import csv
+import itertools
+import json
+import math
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import run
+from .experiment import aligned, default_out_dir, limit_of, shown
+from .inputs import checked_parameters, split_values
+from .places import RUNS, InputError, find
+
+MOST_RUNS = 1000
+
+
+def command(args: Namespace) -> int:
+    """The `sweep` command: every combination of values, joined to runs/NB/sweep-NAMES.csv and .md."""
+    notebook, axes = find(args.notebook), read_axes(args.axes)
+    grid = combinations(notebook, axes, args.profile)
+    jobs = min(args.jobs, len(grid))
+    print(f"{len(grid)} runs of {notebook.stem}, {jobs} at a time", flush=True)
+
+    def one(parameters: dict) -> run.Outcome:
+        from .pages import write_page
+
+        limit, folder = limit_of(args.limit, parameters), default_out_dir(notebook, parameters)
+        done = run.execute(notebook, parameters, folder, limit, quiet=True)
+        if not done.code:
+            write_page(done.notebook)
+        label = " ".join(f"{n}={parameters[n]}" for n in axes)
+        print(f"{label:40} {done.seconds:6.0f} s  {done.sentence or 'done'}", flush=True)
+        return done
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = list(pool.map(one, grid))
+    join(RUNS / notebook.stem / ("sweep-" + "-".join(axes)), list(axes), grid, outcomes)
+    return max(o.code for o in outcomes)
+
+
+def read_axes(texts: list[str]) -> dict[str, list[str]]:
+    """["clip=1,2", ...] -> {"clip": ["1", "2"], ...}."""
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise InputError(f"{text!r} is not name=value,value; for example seed=0..4.")
+        if name in axes:
+            raise InputError(f"{name} is given twice; join its values with commas.")
+        if name == "out_dir":
+            raise InputError("out_dir is no axis: each run of a sweep has a folder of its own.")
+        axes[name] = split_values(values)
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_RUNS:
+        raise InputError(f"This sweep has {count} runs, more than {MOST_RUNS}; name fewer values.")
+    return axes
+
+
+def combinations(notebook: Path, axes: dict[str, list[str]], profile: str | None) -> list[dict]:
+    """Checked parameters of every run; each value is checked once, equal ones run once."""
+    fixed = [("profile", profile)] if profile else []
+    values = []
+    for name, texts in axes.items():
+        each = [checked_parameters(notebook, [*fixed, (name, text)]) for text in texts]
+        values.append([x for k, x in enumerate(each) if x not in each[:k]])
+    return [{k: v for part in row for k, v in part.items()} for row in itertools.product(*values)]
+
+
+def join(base: Path, names: list[str], grid: list[dict], outcomes: list[run.Outcome]) -> None:
+    """One row per run in base.csv and .md: swept values, each claim's value and verdict, numbers."""
+    rows = []
+    for parameters, done in zip(grid, outcomes):
+        row = {n: parameters[n] for n in names}
+        rows.append(row | {"exit": done.code, "seconds": round(done.seconds)})
+        rows[-1] |= finals(done.results() or {})
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    base.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{base}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [columns, ["---"] * len(columns), *([_cell(r.get(c)) for c in columns] for r in rows)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    Path(f"{base}.md").write_text(table, encoding="utf-8")
+    print(f"\n{table}\n{shown(Path(f'{base}.csv'))}\n{shown(Path(f'{base}.md'))}")
+
+
+def finals(results: dict) -> dict:
+    """Claims and numbers of a results.json by name."""
+    row = {}
+    for claim in results.get("claims", []):
+        row[claim["id"]], row[f"{claim['id']} verdict"] = claim.get("value"), claim["verdict"]
+    numbers = results.get("numbers", {})
+    return row | {k: v for k, v in numbers.items() if not isinstance(v, dict)}
+
+
+def _cell(value) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def compare(args: Namespace) -> int:
+    """The `compare` command: final numbers of runs side by side, and one figure of all curves."""
+    folders = [Path(name).expanduser() for name in args.runs]
+    columns, curves = [], []
+    for folder in folders:
+        try:
+            columns.append(finals(json.loads((folder / "results.json").read_text("utf-8"))))
+            lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+            curves.append([json.loads(line) for line in lines])
+        except (OSError, ValueError):
+            raise InputError(f"{folder} is no folder of a finished run.") from None
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    labels = [folder.name for folder in folders]
+    rows = [[name, *(_cell(column.get(name)) for column in columns)] for name in names]
+    print(aligned([["", *labels], *rows]))
+    print(f"\n{shown(plot(labels, curves, Path(args.out)))}")
+    return 0
+
+
+def plot(labels: list[str], curves: list[list[dict]], target: Path) -> Path:
+    """PNG: a panel per metric, a line per run and phase, lines of a run in one color."""
+    from rlgenkit.workbook.show import PALETTE, new_figure, png
+
+    metrics = dict.fromkeys(k for lines in curves for x in lines for k in x)
+    metrics = [k for k in metrics if k not in ("phase", "step")][:6]
+    if not metrics:
+        raise InputError("None of these runs logged a curve.")
+    figure, axes = new_figure(len(metrics), 1, height=2.2 * len(metrics))
+    for axis, metric in zip(axes[:, 0], metrics):
+        axis.set_ylabel(metric)
+        for k, lines in enumerate(curves):
+            for phase in dict.fromkeys(x["phase"] for x in lines if metric in x):
+                rows = [x for x in lines if x["phase"] == phase and metric in x]
+                steps, values = [x["step"] for x in rows], [x[metric] for x in rows]
+                axis.plot(steps, values, "-", color=PALETTE[k % len(PALETTE)], alpha=0.7)
+    for k, label in enumerate(labels):
+        axes[0, 0].plot([], [], "-", color=PALETTE[k % len(PALETTE)], label=label)
+    axes[0, 0].legend()
+    axes[-1, 0].set_xlabel("step")
+    target.write_bytes(png(figure))
+    return target
