@@ -40,7 +40,7 @@ def formula(latex: str, display: str = "inline") -> str:
         made = convert(latex.replace(r"\arg\m", r"\operatorname{arg}\m"), display=display)
     except Exception:  # the converter has no common class of errors
         made = "\\"
-    return f"<code>{escape(latex)}</code>" if "\\" in made else made
+    return f"<code>{escape(latex)}</code>" if "\\" in made else re.sub(' xmlns="[^"]*"', "", made)
 
 
 def plain(html: str) -> str:
@@ -192,8 +192,8 @@ def height(piece: str) -> float:
     return min(1.5 * lines + 0.8 + 3 * piece.count('display="block"'), HIGH)
 
 
-def slides(nb: dict) -> str:
-    """HTML slides: each heading of level 1 or 2 starts one, and so does what no longer fits.
+def packed(nb: dict) -> list[list[str]]:
+    """Pieces of each slide: a heading of level 1 or 2 starts one, and so does what no longer fits.
 
     Long code without outputs and solutions are left out, and cells that are marked `skip`.
     """
@@ -213,7 +213,11 @@ def slides(nb: dict) -> str:
                 used = 0.0 if starts else height("<h3")
             made[-1].append(piece)
             used += high
-    body = "\n".join(
-        f'<section><div class="slide">{"".join(parts)}</div></section>' for parts in made if parts
-    )
+    return [parts for parts in made if parts]
+
+
+def slides(nb: dict) -> str:
+    """The notebook as HTML slides, moved through by keys."""
+    made = ("".join(parts) for parts in packed(nb))
+    body = "\n".join(f'<section><div class="slide">{x}</div></section>' for x in made)
     return document(heading(nb), "slides", body)
