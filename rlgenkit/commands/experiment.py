@@ -51,10 +51,9 @@ def _check_options(args: Namespace, pairs: Pairs) -> None:
             "--commit publishes a default run or a study; it takes no -p and no other "
             "--profile than study."
         )
-    named = args.out or "out_dir" in dict(pairs)
-    if args.commit and args.profile is None and named:
+    if args.commit and args.profile is None and args.out:
         raise InputError("--commit of a default run has a folder of its own; leave out --out.")
-    if args.out and named == "out_dir":
+    if args.out and "out_dir" in dict(pairs):
         raise InputError("--out and -p out_dir name the same folder; give one of them.")
     if (args.redraw or args.jobs != 1) and args.profile != "study":
         raise InputError("--jobs and --redraw belong to --profile study.")
