@@ -1,4 +1,6 @@
-"""The two records that pass from room to room: `Rollout`, what a policy did, and `Scores`."""
+"""The two records that pass from room to room, `Rollout`, what a policy did, and `Scores`, and the
+statistics of scores within groups that rewards and optimizers share.
+"""
 
 from __future__ import annotations
 
@@ -107,10 +109,68 @@ class Scores:
                 f"valid must be bool of shape {list(self.values.shape)}, got "
                 f"{self.valid.dtype} {list(self.valid.shape)}."
             )
-        if not self.values.detach().isfinite().all():
-            first = int((~self.values.detach().isfinite()).nonzero()[0])
-            raise ValueError(
-                f"the score of sample {first} is not finite; mark it invalid or fix the reward."
-            )
+        checked(self.values.detach(), self.valid)
         if (self.values.detach()[~self.valid] != 0).any():
             raise ValueError("invalid samples must carry the value 0; build them with scored().")
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+
+def checked(scores: Tensor | Scores, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(float64 values, 0 where invalid; Bool) of a tensor [...] or `Scores`, both on the CPU.
+
+    The one check of numbers that are compared or averaged (float64, which Apple's GPUs lack, costs
+    nothing here). ValueError names the first valid entry that is not finite.
+    """
+    if isinstance(scores, Scores):
+        valid = scores.valid if valid is None else scores.valid & valid.to(scores.device)
+        scores = scores.values
+    values = scores.cpu().double()
+    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.cpu().bool()
+    bad = mask & ~values.isfinite()
+    if bad.any():
+        where = bad.nonzero()[0].tolist()
+        name = where[0] if len(where) == 1 else where
+        raise ValueError(
+            f"score of sample {name} is {values[*where]}: mark it as invalid or mend it"
+        )
+    return torch.where(mask, values, 0.0), mask
+
+
+def group_moments(
+    values: Tensor | Scores, groups: Tensor, valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row's group: mean, population std and number of valid rows, float64, and Bool "all
+    equal", all [B] on the CPU. groups Long[B]: rows of a group need not be neighbors.
+    """
+    v, mask = checked(values, valid)
+    if groups.shape != v.shape or v.ndim != 1:
+        shapes = f"{list(v.shape)} and {list(groups.shape)}"
+        raise ValueError(f"values and groups must both have the shape [B], got {shapes}")
+    ids, index = groups.cpu().unique(return_inverse=True)
+
+    def total(x: Tensor) -> Tensor:
+        return v.new_zeros(len(ids)).index_add_(0, index, x)
+
+    count = total(mask.double())
+    mean = total(v) / count.clamp(min=1)
+    deviation = torch.where(mask, v - mean[index], 0.0)
+    variance = total(deviation**2) / count.clamp(min=1)
+    ends = [
+        torch.full_like(count, -far).scatter_reduce_(0, index, torch.where(mask, v, -far), kind)
+        for far, kind in ((torch.inf, "amax"), (-torch.inf, "amin"))
+    ]
+    # compare extremes: the rounded variance of equal rewards need not be exactly 0
+    return mean[index], variance.sqrt()[index], count[index], (ends[0] <= ends[1])[index]
+
+
+def standardized(
+    scores: Tensor | Scores, groups: Tensor, eps: float, valid: Tensor | None = None
+) -> Tensor:
+    """(value - mean) / (std + eps) of its group, float64 [B] on the CPU; exactly 0 for an invalid
+    row, a group of equal values, or a single valid row."""
+    values, mask = checked(scores, valid)
+    mean, std, _, equal = group_moments(values, groups, mask)
+    return torch.where(mask & ~equal, (values - mean) / (std + eps), 0.0)

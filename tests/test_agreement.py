@@ -97,7 +97,7 @@ def test_the_bootstrap_of_a_mean_has_the_normal_width_and_respects_clusters():
     [
         (lambda: R.spearman(torch.ones(5), draw(5)), "constant"),
         (lambda: R.pearson(draw(5), draw(4)), "equal length"),
-        (lambda: R.spearman(torch.tensor([1.0, math.nan]), draw(2)), "finite"),
+        (lambda: R.spearman(torch.tensor([1.0, math.nan]), draw(2)), "sample 1 is nan"),
         (lambda: R.pairwise_accuracy(draw(3), torch.ones(3)), "different truths"),
         (
             lambda: R.pairwise_accuracy(draw(3), draw(3, seed=1), torch.arange(3)),

@@ -57,6 +57,19 @@ def test_best_of_weights_sum_to_one_and_share_ties():
         best_of_weights(5, 6)
 
 
+def test_a_score_that_is_not_finite_is_named_and_never_the_pick():
+    good, bad = torch.rand(2, 4), torch.rand(2, 4)
+    bad[1, 2] = float("nan")
+    for call in (
+        lambda: best_of(bad, good, [1]),
+        lambda: best_of(good, bad, [1]),
+        lambda: pick_shares(bad, 2),
+        lambda: press(bad, good, good[..., None], [1]),
+    ):
+        with pytest.raises(ValueError, match=r"sample \[1, 2\] is nan"):
+            call()
+
+
 def test_diversity_of_picks_is_the_chance_of_each_pair_times_its_distance():
     features = torch.tensor([[[0.0], [1.0], [3.0]]])
     scores = torch.tensor([[1.0, 2.0, 3.0]])

@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from rlgenkit import optimizers as o
 from rlgenkit import samplers as s
+from rlgenkit.records import Scores
 
 SHAPE = (2, 2, 2)
 
@@ -75,6 +76,46 @@ def test_invalid_samples_are_left_out():
         o.group_advantages(values, groups)
     none = o.group_advantages(values, groups, "batch", valid=torch.zeros(5))
     assert torch.equal(none, torch.zeros(5))
+
+
+SIBLINGS = {
+    "group": lambda x, g, m: o.group_advantages(x, g, valid=m),
+    "batch std": lambda x, g, m: o.group_advantages(x, g, "batch", valid=m),
+    "mean only": lambda x, g, m: o.group_advantages(x, g, "none", valid=m),
+    "batch": lambda x, g, m: o.batch_advantages(x, valid=m),
+    "leave one out": lambda x, g, m: o.rloo_advantages(x, g, m),
+    "tracker": lambda x, g, m: o.PromptTracker(8, 1).update(g.tolist(), x, valid=m),
+    "regression": lambda x, g, m: o.rwr_weights(x, 0.5, g, m),
+}
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_scores_go_in_as_they_are_and_invalid_rows_count_nowhere(name):
+    made = SIBLINGS[name]
+    values, groups = randn(12), torch.arange(12) % 3
+    valid = torch.arange(12) % 5 > 0
+    scores = Scores(torch.where(valid, values, 0.0), valid)
+    got, kept = made(scores, groups, None), made(values[valid], groups[valid], None)
+    assert torch.equal(got[valid], kept) and (got[~valid] == 0).all() and kept.abs().max() > 0
+    holes = torch.where(valid, values, math.nan)
+    assert torch.equal(got, made(holes, groups, valid))
+    fewer = valid & (torch.arange(12) != 7)  # a mask beside scores leaves out more
+    assert torch.equal(made(scores, groups, fewer), made(holes, groups, fewer))
+
+
+def test_advantages_of_scores_by_hand():
+    scores = Scores(torch.tensor([1.0, 5.0, 0.0, 2.0]), torch.tensor([True, True, False, True]))
+    got = o.group_advantages(scores, torch.tensor([0, 0, 0, 1]), eps=0.0)
+    assert got.tolist() == [-1.0, 1.0, 0.0, 0.0]  # 0 is no score: the mean is 3, not 2
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_named_and_never_ranked(name, bad):
+    values, groups = torch.tensor([1.0, bad, 0.0, 2.0]), torch.tensor([0, 0, 0, 0])
+    with pytest.raises(ValueError, match="sample 1 is"):
+        SIBLINGS[name](values, groups, None)
+    SIBLINGS[name](values, groups, torch.tensor([True, False, True, True]))
 
 
 def test_batch_advantages_are_standardized():
@@ -151,6 +192,48 @@ def test_ppo_on_policy_gradient_is_reinforce():
     o.reinforce_loss(q, advantages).backward()
     assert torch.allclose(p.grad, q.grad, atol=1e-7)
     assert torch.allclose(p.grad, (-advantages / 24).expand(4, 6), atol=1e-7)
+
+
+@pytest.mark.parametrize("gap", [100.0, 1e4, -100.0, -1e4])
+@pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
+def test_a_log_ratio_of_any_size_is_bounded_before_it_is_raised(gap, advantage):
+    """Stored log-probs 100 lower than now: loss -1.2 A for A >= 0, no gradient, no nan."""
+    mask, a = torch.ones(2, 3, dtype=torch.bool), torch.full((2,), advantage)
+    ratio = math.exp(min(max(gap, -20.0), 20.0))
+    expected = max(-advantage * ratio, -advantage * min(max(ratio, 0.8), 1.2))
+    for loss in (
+        lambda new, old: o.ppo_clip_loss(new.T, old.T, a, 0.2),
+        lambda new, old: o.token_policy_loss(new, old, a, mask, 0.2),
+        lambda new, old: o.clipped_ratio(a, 0.2)(new, old, torch.arange(2)).mean(),
+    ):
+        new = randn(2, 3).requires_grad_()
+        value = loss(new, new.detach() - gap)
+        value.backward()
+        assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert torch.equal(new.grad, torch.zeros(2, 3))
+    stats = o.ratio_stats(randn(2, 3) + gap, randn(2, 3), 0.2)
+    assert all(torch.isfinite(x) for x in stats.values()) and int(stats["clipped"]) == 6
+
+
+@pytest.mark.parametrize("gap", [100.0, 1e4])
+def test_an_update_takes_a_log_ratio_of_any_size(gap):
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    for advantage, loss in ((0.0, 0.0), (1.0, -1.2)):
+        stats = o.policy_gradient_update(
+            lambda steps, rows: (weight.expand(len(steps), len(rows)), None), optimizer, [weight],
+            torch.full((2, 3), -gap), torch.full((3,), advantage), torch.arange(2), clip=0.2,
+        )  # fmt: skip
+        assert stats["loss"] == pytest.approx(loss) and stats["grad_norm"] == 0 and weight == 0
+
+
+@pytest.mark.parametrize("gap", [50.0, 100.0, 1e4])
+def test_k3_of_a_token_that_was_all_but_lost_is_finite_with_a_finite_slope(gap):
+    lost = torch.tensor([-gap, gap]).requires_grad_()
+    value = o.kl_k3(lost, torch.zeros(2))
+    value.sum().backward()
+    assert value.tolist() == pytest.approx([math.expm1(20) - 20, gap - 1], rel=1e-6)
+    assert lost.grad.tolist() == [0.0, 1.0]
 
 
 def test_a_clip_lies_between_0_and_1():
@@ -286,17 +369,14 @@ def test_nft_released_form_and_helpers():
         scale = (clean - x0).abs().mean(1)
         expected += weight * ((clean - x0) ** 2).mean(1) / scale / b
     assert torch.allclose(o.nft_terms(v, old, target, r, b, sigma), expected, atol=1e-5)
-    assert torch.allclose(o.nft_loss(v, old, target, r, b, sigma), expected.mean(), atol=1e-5)
     one = v[:1].clone().requires_grad_()  # the divisor carries no gradient
     o.nft_terms(one, old[:1], target[:1], torch.ones(1), 1.0, torch.ones(1)).sum().backward()
     gap = (one - target[:1]).detach()
     assert torch.allclose(one.grad, 2 * gap / 6 / gap.abs().mean(), atol=1e-6)
     got = o.nft_optimality(torch.tensor([-9.0, -5, 0, 2.5, 5]))
     assert got.tolist() == [0, 0, 0.5, 0.75, 1]
-    assert [o.nft_decay(u) for u in (0, 100, 900)] == [0, 0.1, 0.5]
-    assert o.nft_decay(75, 0.0075, 75, 0.999) == 0 and o.nft_decay(175, 0.0075, 75, 0.999) == 0.75
     leaf = old.clone().requires_grad_()
-    o.nft_loss(v.requires_grad_(), leaf, target, r).backward()
+    o.nft_terms(v.requires_grad_(), leaf, target, r).sum().backward()
     assert leaf.grad is None and v.grad is not None
 
 
@@ -317,6 +397,34 @@ def test_ema():
     assert torch.equal(other.averages[0], ema.averages[0])
     with pytest.raises(ValueError, match="tensors"):
         other.load_state_dict({})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_averages_of_weights_in_half_precision_move(dtype):
+    p = nn.Parameter(torch.ones(3, dtype=dtype))
+    ema = o.Ema([p], decay=0.999)
+    p.data += 1
+    for _ in range(1000):
+        ema.update()
+    expected = 2 - 0.999**1000
+    assert ema.averages[0].dtype == torch.promote_types(dtype, torch.float32)
+    assert ema.averages[0].tolist() == pytest.approx([expected] * 3, rel=1e-5)
+    with ema.applied():
+        assert p.dtype == dtype and p.tolist() == pytest.approx([expected] * 3, rel=5e-3)
+    assert torch.equal(p, torch.full((3,), 2.0, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_means_over_half_precision_are_float32(dtype):
+    x, y = (10 + randn(3, 4000)).to(dtype), (10 + randn(3, 4000, seed=1)).to(dtype)
+    mask = torch.ones(3, 4000, dtype=torch.bool)
+    wide = x.double().mean()
+    for average, length in (("token", None), ("sequence", None), ("constant", 4000)):
+        got = o.masked_mean(x, mask, average, length)
+        assert got.dtype == torch.float32 and float(got) == pytest.approx(float(wide), rel=1e-6)
+    gap = (x.double() - y.double()).square().mean(1)
+    got = o.velocity_mse(x, y)
+    assert got.dtype == torch.float32 and torch.allclose(got.double(), gap, rtol=1e-5)
 
 
 # ------------------------------------------------------------------ the update

@@ -87,7 +87,7 @@ def test_invalid_samples_carry_zero_and_a_non_finite_valid_score_is_an_error():
     kept = R.scored(torch.tensor([1.0, float("nan"), 3.0]), torch.tensor([True, False, True]))
     assert kept.values.tolist() == [1, 0, 3] and kept.values.dtype == torch.float32
     assert R.where_defined(torch.tensor([float("nan"), 2.0])).valid.tolist() == [False, True]
-    with pytest.raises(ValueError, match="sample 1 is not finite"):
+    with pytest.raises(ValueError, match="sample 1 is inf"):
         R.scored(torch.tensor([0.0, float("inf")]))
     with pytest.raises(ValueError, match="value 0"):
         R.Scores(torch.tensor([1.0]), torch.tensor([False]))
@@ -600,3 +600,13 @@ def test_captions_are_encoded_once_and_pixels_get_gradients(clip_folder, monkeyp
 def test_a_missing_encoder_folder_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no model.safetensors"):
         R.load_dual_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_of_half_precision_pictures_are_computed_in_float32(dtype):
+    images = noise(2).to(dtype)
+    exact = R.picture_statistics(images.float())
+    assert torch.equal(R.picture_statistics(images), exact)
+    for k, statistic in enumerate(R.STATISTICS.values()):
+        half = R.of_images(statistic)(batch(images)).values
+        assert torch.equal(half, exact[:, k])

@@ -13,6 +13,7 @@ from rlgenkit.optimizers.selection import (
     then,
     top_fraction,
 )
+from rlgenkit.records import Scores
 
 
 def draw(seed, b=40, levels=None):
@@ -53,6 +54,25 @@ def test_groups_need_not_be_neighbors_and_may_be_empty():
     assert best_of_k(scores, groups, valid).tolist() == [3]  # an invalid score may be anything
     with pytest.raises(ValueError, match="sample 1"):
         best_of_k(scores, groups)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "pick",
+    [best_of_k, top_fraction, then(best_of_k, top_fraction), lambda s, g: best_of_group(s, g)],
+)
+def test_no_selector_keeps_a_score_that_is_not_finite(pick, bad):
+    scores, groups = torch.tensor([1.0, bad, 0.0]), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(ValueError, match="sample 1 is"):
+        pick(scores, groups)
+
+
+def test_scores_are_selected_as_they_are():
+    scores, groups, valid, _ = draw(4)
+    whole = Scores(torch.where(valid, scores, 0.0), valid)
+    for pick in (best_of_k, top_fraction, then(best_of_k, top_fraction)):
+        assert torch.equal(pick(whole, groups), pick(scores, groups, valid))
+        assert valid[pick(whole, groups)].all()
 
 
 def test_only_the_order_counts():

@@ -20,9 +20,7 @@ __getattr__, __dir__, __all__ = lazy(
             "velocity_mse"
         ),
         "pareto": "dominance hypervolume pareto_mask pareto_weights",
-        "regression": (
-            "nft_decay nft_loss nft_optimality nft_terms rwr_weights weighted_denoising_loss"
-        ),
+        "regression": ("nft_optimality nft_terms rwr_weights weighted_denoising_loss"),
         "selection": (
             "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
         ),

@@ -1,5 +1,7 @@
 """From rewards to advantages. Statistics in float64 over explicit group ids; results in float32.
 
+Rewards are a tensor [B], with Bool[B] `valid` where some are missing, or `Scores` as they are.
+
 Group ids are a Long[B] key: rows of a prompt need not be neighbors. Standard deviations are
 population ones (divide by n), as in the reference codes. Invalid rows enter no statistic and get
 advantage 0.
@@ -13,47 +15,11 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-
-def _valid(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Bool[B]; raises when a row that counts as valid is not finite."""
-    mask = torch.ones_like(values, dtype=torch.bool)
-    if valid is not None:
-        mask = valid.to(values.device).bool()
-    bad = mask & ~torch.isfinite(values)
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise ValueError(f"reward of sample {row} is {float(values[row])}: mark it as invalid")
-    return mask
-
-
-def group_moments(
-    values: Tensor, groups: Tensor, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row: mean, population std, number of valid rows and Bool "all equal" of its group, all
-    [B].
-    """
-    if groups.shape != values.shape or values.ndim != 1:
-        shapes = f"{tuple(values.shape)} and {tuple(groups.shape)}"
-        raise ValueError(f"values and groups must both be [B], got {shapes}")
-    mask = _valid(values, valid)
-    ids, index = groups.to(values.device).unique(return_inverse=True)
-    size, v = len(ids), torch.where(mask, values.double(), 0.0)
-    count = v.new_zeros(size).index_add_(0, index, mask.double())
-    mean = torch.zeros_like(count).index_add_(0, index, v) / count.clamp(min=1)
-    deviation = torch.where(mask, v - mean[index], 0.0)
-    variance = torch.zeros_like(count).index_add_(0, index, deviation**2) / count.clamp(min=1)
-    high = torch.full_like(count, -torch.inf).scatter_reduce_(
-        0, index, torch.where(mask, v, -torch.inf), "amax"
-    )
-    low = torch.full_like(count, torch.inf).scatter_reduce_(
-        0, index, torch.where(mask, v, torch.inf), "amin"
-    )
-    # compare extremes: the rounded variance of equal rewards need not be exactly 0
-    return mean[index], variance.sqrt()[index], count[index], (high <= low)[index]
+from rlgenkit.records import Scores, checked, group_moments, standardized
 
 
 def group_advantages(
-    values: Tensor,
+    values: Tensor | Scores,
     groups: Tensor,
     std: str = "group",
     eps: float = 1e-4,
@@ -67,22 +33,26 @@ def group_advantages(
     """
     if std not in ("group", "batch", "none"):
         raise ValueError(f"std must be 'group', 'batch' or 'none', got {std!r}")
-    mask = _valid(values, valid)
-    mean, spread, _, equal = group_moments(values, groups, mask)
-    centered = torch.where(mask & ~equal, values.double() - mean, 0.0)
+    numbers, mask = checked(values, valid)
     if std == "group":
-        centered = centered / (spread + eps)
-    elif std == "batch" and mask.any():
-        centered = centered / (values.double()[mask].std(correction=0) + eps)
-    return _clamped(centered, clamp)
+        return _finished(standardized(numbers, groups, eps, mask), clamp, values)
+    mean, _, _, equal = group_moments(numbers, groups, mask)
+    centered = torch.where(mask & ~equal, numbers - mean, 0.0)
+    if std == "batch" and mask.any():
+        centered = centered / (numbers[mask].std(correction=0) + eps)
+    return _finished(centered, clamp, values)
 
 
 def batch_advantages(
-    values: Tensor, eps: float = 1e-8, clamp: float | None = 5.0, valid: Tensor | None = None
+    values: Tensor | Scores,
+    eps: float = 1e-8,
+    clamp: float | None = 5.0,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """(r - batch mean) / (batch std + eps) for values [B] -> float32 [B] (DDPO without tracking)."""
-    one_group = torch.zeros_like(values, dtype=torch.long)
-    return group_advantages(values, one_group, "group", eps, clamp, valid)
+    numbers, mask = checked(values, valid)
+    one_group = torch.zeros_like(mask, dtype=torch.long)
+    return _finished(standardized(numbers, one_group, eps, mask), clamp, values)
 
 
 def standardize_then_sum(
@@ -103,16 +73,16 @@ def standardize_then_sum(
         raise ValueError(f"values must be [R, B] for {len(weights)} weights, got {shape}")
     masks = [None] * len(values) if valid is None else valid.expand(values.shape)
     parts = [
-        w * group_advantages(v, groups, std, eps, None, m).double()
+        w * group_advantages(v, groups, std, eps, None, m).cpu().double()
         for v, w, m in zip(values, weights, masks, strict=True)
     ]
-    return _clamped(torch.stack(parts).sum(0), clamp)
+    return _finished(torch.stack(parts).sum(0), clamp, values)
 
 
-def _clamped(advantages: Tensor, clamp: float | None) -> Tensor:
+def _finished(advantages: Tensor, clamp: float | None, like: Tensor | Scores) -> Tensor:
     if clamp is not None:
         advantages = advantages.clamp(-clamp, clamp)
-    return advantages.float()
+    return advantages.float().to(like.device)
 
 
 def nonzero_rows(advantages: Tensor) -> Tensor:
@@ -136,28 +106,26 @@ class PromptTracker:
     def update(
         self,
         keys: Sequence[Hashable],
-        values: Tensor,
+        values: Tensor | Scores,
         eps: float = 1e-6,
         clamp: float | None = 5.0,
         valid: Tensor | None = None,
     ) -> Tensor:
         """Insert values [B] under their keys (prompt texts or ids), return advantages float32 [B]."""
-        if len(keys) != len(values):
-            raise ValueError(f"{len(keys)} keys for {len(values)} values")
-        mask = _valid(values, valid)
+        exact, mask = checked(values, valid)
+        if len(keys) != len(exact):
+            raise ValueError(f"{len(keys)} keys for {len(exact)} values")
         rows = mask.nonzero().flatten().tolist()
-        exact = values.double().cpu()
         for row in rows:
             buffer = self.buffers.setdefault(keys[row], deque(maxlen=self.buffer_size))
             buffer.append(float(exact[row]))
-        out = torch.zeros(len(values), dtype=torch.float64)
+        out = torch.zeros_like(exact)
         for row in rows:
-            buffer = self.buffers[keys[row]]
             known = exact[rows]
-            if len(buffer) >= self.min_count:
-                known = torch.tensor(list(buffer), dtype=torch.float64)
+            if len(buffer := self.buffers[keys[row]]) >= self.min_count:
+                known = torch.tensor(buffer, dtype=torch.float64)
             out[row] = (exact[row] - known.mean()) / (known.std(correction=0) + eps)
-        return _clamped(out, clamp).to(values.device)
+        return _finished(out, clamp, values)
 
     def state_dict(self) -> dict:
         """JSON-able state (keys must be strings or integers for that)."""

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 # Shared with the policies, which measure themselves against a reference.
-from rlgenkit.divergences import anchor_terms, anchor_weights, kl_k3  # noqa: F401
+from rlgenkit.divergences import MAX_LOG_RATIO, anchor_terms, anchor_weights, kl_k3  # noqa: F401
 
 Clip = float | tuple[float, float]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-MAX_LOG_RATIO = 20.0  # e^20 is far beyond any clip range, and finite in every product
 
 
 def _bounds(clip: Clip) -> tuple[float, float]:
@@ -95,8 +93,8 @@ def ppo_clip_loss(
 
 
 def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> dict[str, Tensor]:
-    """Sums and maxima over the given terms (scalars): for the monitors of an update."""
-    change = (log_probs - old_log_probs).detach().double()
+    """Sums and maxima over the given terms (scalars, CPU): for the monitors of an update."""
+    change = (log_probs - old_log_probs).detach().cpu().double()
     ratio = bounded_ratio(change, torch.zeros_like(change))
     low, high = (torch.inf, torch.inf) if clip is None else _bounds(clip)
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
@@ -110,4 +108,4 @@ def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> 
 
 def velocity_mse(prediction: Tensor, reference: Tensor) -> Tensor:
     """Mean square difference of two predictions [B, ...] -> [B]; the reference is detached."""
-    return (prediction - reference.detach()).flatten(1).square().mean(1)
+    return (prediction.float() - reference.detach().float()).flatten(1).square().mean(1)

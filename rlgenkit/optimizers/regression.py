@@ -7,9 +7,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlgenkit.records import Scores, checked
+
 
 def rwr_weights(
-    values: Tensor, temperature: float, groups: Tensor | None = None, valid: Tensor | None = None
+    values: Tensor | Scores,
+    temperature: float,
+    groups: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Reward-weighted regression: softmax(r / temperature) [B], summing to 1 (DDPO, section 4.2).
 
@@ -17,17 +22,16 @@ def rwr_weights(
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    mask = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
+    numbers, mask = checked(values, valid)
     if not mask.any():
         raise ValueError("rwr_weights needs at least one valid reward")
-    logits = torch.where(mask, values.double() / temperature, -torch.inf)
-    if groups is None:
-        return logits.softmax(0).float()
+    logits = torch.where(mask, numbers / temperature, -torch.inf)
+    groups = torch.zeros(len(mask)) if groups is None else groups.cpu()
     weights, ids = torch.zeros_like(logits), groups[mask].unique()
     for g in ids:
         inside = groups == g
         weights[inside] = logits[inside].softmax(0) / len(ids)
-    return weights.float()
+    return weights.float().to(values.device)
 
 
 def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -38,11 +42,6 @@ def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor)
 def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
     """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from group advantages [B]."""
     return (advantages / (2 * clip) + 0.5).clamp(0, 1)
-
-
-def nft_decay(update: int, slope: float = 0.001, delay: int = 0, limit: float = 0.5) -> float:
-    """EMA decay of the old policy: min(slope * (update - delay), limit), 0 before the delay."""
-    return min(slope * max(update - delay, 0), limit)
 
 
 def nft_terms(
@@ -69,22 +68,10 @@ def nft_terms(
     errors = []
     for branch in (positive, negative):
         gap = (branch - target.float()).flatten(1)
-        if sigma is not None:
-            gap = gap * sigma.to(gap).view(-1, 1)
-        error = gap.square().mean(1)
-        if sigma is not None:
-            error = error / gap.detach().abs().mean(1).clamp(min=1e-5) / strength
-        errors.append(error)
+        if sigma is None:
+            errors.append(gap.square().mean(1))
+            continue
+        gap = gap * sigma.to(gap).view(-1, 1)
+        scale = gap.detach().abs().mean(1).clamp(min=1e-5)
+        errors.append(gap.square().mean(1) / scale / strength)
     return optimality * errors[0] + (1 - optimality) * errors[1]
-
-
-def nft_loss(
-    velocity: Tensor,
-    old_velocity: Tensor,
-    target: Tensor,
-    optimality: Tensor,
-    strength: float = 1.0,
-    sigma: Tensor | None = None,
-) -> Tensor:
-    """Mean of nft_terms: scalar."""
-    return nft_terms(velocity, old_velocity, target, optimality, strength, sigma).mean()

@@ -13,12 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .advantages import _valid
+from rlgenkit.records import Scores, checked
 
 Selector = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def best_of_k(scores: Tensor, groups: Tensor, valid: Tensor | None = None, keep: int = 1) -> Tensor:
+def best_of_k(
+    scores: Tensor | Scores, groups: Tensor, valid: Tensor | None = None, keep: int = 1
+) -> Tensor:
     """Rows Long[R] of the `keep` best valid samples of each group, in order of group id, best first
     (RAFT's local ranking: Dong et al. 2023, Algorithm 1).
 
@@ -60,8 +62,9 @@ def then(first: Selector, second: Selector) -> Selector:
     the best of each prompt, then the best share of these winners)."""
 
     def both(scores: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
+        values = checked(scores, valid)[0]
         rows = first(scores, groups, valid)
-        return rows[second(scores[rows], groups[rows], None)]
+        return rows[second(values[rows.cpu()], groups[rows], None)]
 
     return both
 
@@ -84,11 +87,11 @@ def selection_weights(rows: Tensor, count: int) -> Tensor:
     return torch.bincount(rows, minlength=count).float() / len(rows)
 
 
-def _falling(scores: Tensor, groups: Tensor, valid: Tensor | None) -> Tensor:
+def _falling(scores: Tensor | Scores, groups: Tensor, valid: Tensor | None) -> Tensor:
     """The valid rows by falling score; equal scores in the order of rows."""
-    if scores.ndim != 1 or groups.shape != scores.shape:
-        raise ValueError(
-            f"scores and groups must both be [B], got {list(scores.shape)} and {list(groups.shape)}"
-        )
-    rows = _valid(scores, valid).nonzero()[:, 0]
-    return rows[scores[rows].argsort(descending=True, stable=True)]
+    values, mask = checked(scores, valid)
+    if values.ndim != 1 or groups.shape != values.shape:
+        shapes = f"{list(values.shape)} and {list(groups.shape)}"
+        raise ValueError(f"scores and groups must both be [B], got {shapes}")
+    rows = mask.nonzero()[:, 0]
+    return rows[values[rows].argsort(descending=True, stable=True)].to(groups.device)

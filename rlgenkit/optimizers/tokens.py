@@ -12,22 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .advantages import _valid, group_moments
+from rlgenkit.records import Scores, checked, group_moments
+
 from .losses import Clip, ppo_clip_terms, reinforce_terms
 
-AVERAGES = ("token", "sequence", "constant")
 
-
-def rloo_advantages(values: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
+def rloo_advantages(values: Tensor | Scores, groups: Tensor, valid: Tensor | None = None) -> Tensor:
     """RLOO: r minus the mean of the *other* valid rows of its group, float32 [B].
 
     Kool et al. 2019; Ahmadian et al. 2024, eq. 8. Equals n/(n-1) times (r - group mean). Invalid
     rows, and rows without others in their group, get 0.
     """
-    mask = _valid(values, valid)
-    mean, _, count, equal = group_moments(values, groups, mask)
+    numbers, mask = checked(values, valid)
+    mean, _, count, equal = group_moments(numbers, groups, mask)
     scale = count / (count - 1).clamp(min=1)
-    return torch.where(mask & ~equal, (values.double() - mean) * scale, 0.0).float()
+    each = torch.where(mask & ~equal, (numbers - mean) * scale, 0.0)
+    return each.float().to(values.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def average_of(mask: Tensor, average: str | int) -> Average:
     if isinstance(average, int) and average >= 1:
         return Average(one, torch.tensor(len(mask) * average))
     raise ValueError(
-        f"average must be 'token', 'sequence' or a length of at least 1, got {average!r}"
+        f"average must be 'token', 'sequence' or 'constant' with a length >= 1, got {average!r}"
     )
 
 
@@ -72,19 +72,14 @@ def masked_mean(
     divided by B * length (Dr. GRPO: no length bias; length is a fixed number, say the longest
     answer allowed). Samples without a token count in no average but "constant".
     """
-    if average not in AVERAGES:
-        raise ValueError(f"average must be one of {', '.join(AVERAGES)}, got {average!r}")
     if mask.shape != terms.shape or not mask.any():
         raise ValueError(f"the mask must be {list(terms.shape)} and hold at least one token")
-    kept = torch.where(mask, terms, 0.0)
-    if average == "token":
-        return kept.sum() / mask.sum()
-    if average == "constant":
-        if length is None or length < 1:
-            raise ValueError("the average 'constant' needs a length of at least 1")
-        return kept.sum() / (len(terms) * length)
-    count = mask.sum(1)
-    return (kept.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum()
+    over = average_of(mask, length or 0 if average == "constant" else average)
+    wide = torch.promote_types(terms.dtype, torch.float32)
+    kept = torch.where(mask, terms, 0.0).to(wide)
+    if average == "sequence":
+        kept = kept.sum(1) / over.per_row[:, 0]
+    return kept.sum() / over.divisor.to(kept.device)
 
 
 def rewards_to_go(
@@ -93,20 +88,22 @@ def rewards_to_go(
     """Return of each token [B, T], without discount: the reward [B] counts at a sample's last
     token, -beta * penalties [B, T] (log p - log p_ref, detached here) at each one; 0 off the mask.
     """
-    each = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
+    device, mask = mask.device, mask.cpu()
+    each = torch.zeros(mask.shape, dtype=torch.float64)
     last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1)
-    each[torch.arange(len(mask)), last] = rewards.double()
+    each[torch.arange(len(mask)), last] = rewards.cpu().double()
     if penalties is not None:
-        each = each - beta * penalties.detach().double()
+        each = each - beta * penalties.detach().cpu().double()
     each = torch.where(mask, each, 0.0)
-    return torch.where(mask, each.flip(1).cumsum(1).flip(1), 0.0).float()
+    return torch.where(mask, each.flip(1).cumsum(1).flip(1), 0.0).float().to(device)
 
 
 def whiten(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """(values - mean) / (population std + eps) over the masked entries [B, T]; 0 elsewhere."""
-    known = values.double()[mask]
-    spread = known.std(correction=0)
-    return torch.where(mask, (values.double() - known.mean()) / (spread + eps), 0.0).float()
+    numbers, kept = checked(values, mask)
+    known = numbers[kept]
+    each = (numbers - known.mean()) / (known.std(correction=0) + eps)
+    return torch.where(kept, each, 0.0).float().to(values.device)
 
 
 def token_policy_loss(

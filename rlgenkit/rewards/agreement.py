@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlgenkit.records import checked
+
 Statistic = Callable[[Tensor], float]
 
 
@@ -97,14 +99,11 @@ def bootstrap_over_items(
 
 
 def _columns(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
     if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
         raise ValueError(
             f"two columns of equal length >= 2 are needed, got {list(a.shape)} and {list(b.shape)}"
         )
-    if not (a.isfinite().all() and b.isfinite().all()):
-        raise ValueError("scores and truths must be finite; leave unanswered items out")
-    return a, b
+    return checked(a.detach())[0], checked(b.detach())[0]
 
 
 def _varied(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlgenkit.records import group_moments, standardized
+
 from .batch import Batch, Reward, Scores, scored
 
 Scope = Literal["group", "batch"]
@@ -71,20 +73,8 @@ def standardize(
     """
     if scope not in ("group", "batch"):
         raise ValueError(f"scope must be 'group' or 'batch', got {scope!r}.")
-    if groups.shape != scores.values.shape:
-        raise ValueError(
-            f"groups must have the shape {list(scores.values.shape)} of the scores, got "
-            f"{list(groups.shape)}."
-        )
-    index = torch.zeros_like(groups) if scope == "batch" else groups.unique(return_inverse=True)[1]
-    values, weight = scores.values.double(), scores.valid.double()
-    count = _sum_by(weight, index).clamp_min(1)
-    centered = (values - (_sum_by(values * weight, index) / count)[index]) * weight
-    std = (_sum_by(centered**2, index) / count).sqrt()
-    # A spread of rounding errors is no spread: dividing by it would turn noise into signal.
-    scale = _sum_by(values.abs() * weight, index) / count
-    flat = std <= 1e-7 * scale
-    return scored(torch.where(flat[index], 0.0, centered / (std[index] + eps)), scores.valid)
+    groups = torch.zeros_like(groups) if scope == "batch" else groups
+    return scored(standardized(scores, groups, eps).to(scores.device, torch.float32), scores.valid)
 
 
 def effective_weights(parts: Sequence[Scores], weights: Sequence[float], groups: Tensor) -> Tensor:
@@ -94,14 +84,11 @@ def effective_weights(parts: Sequence[Scores], weights: Sequence[float], groups:
     with spreads 0.02 and 0.5 has shares 0.04 and 0.96 at equal weights. All 0 without spread.
     """
     values, _ = _stack(parts)
-    index = groups.unique(return_inverse=True)[1]
     spread = []
-    for scores in parts:
-        weight = scores.valid.double()
-        mean = _sum_by(scores.values.double() * weight, index) / _sum_by(weight, index).clamp_min(1)
-        residual = (scores.values.double() - mean[index]) * weight
-        spread.append((residual.square().sum() / weight.sum().clamp_min(1)).sqrt())
-    say = torch.stack(spread) * _weights(parts, weights, values).abs().double()
+    for part in parts:
+        mask, std = part.valid.cpu(), group_moments(part, groups)[1]
+        spread.append(((std**2 * mask).sum() / mask.sum().clamp_min(1)).sqrt())
+    say = torch.stack(spread) * _weights(parts, weights, values).abs().cpu().double()
     return (say / say.sum().clamp_min(1e-12)).float()
 
 
@@ -117,13 +104,7 @@ def _stack(parts: Sequence[Scores]) -> tuple[Tensor, Tensor]:
 def _weights(parts: Sequence[Scores], weights: Sequence[float], like: Tensor) -> Tensor:
     if len(weights) != len(parts):
         raise ValueError(f"{len(parts)} scores need {len(parts)} weights, got {len(weights)}.")
-    result = torch.tensor(list(weights), dtype=like.dtype, device=like.device)
+    result = torch.tensor(list(weights), dtype=like.dtype)
     if not result.isfinite().all() or not result.any():
         raise ValueError(f"weights must be finite and not all 0, got {list(weights)}.")
-    return result
-
-
-def _sum_by(values: Tensor, index: Tensor) -> Tensor:
-    """Sums [G] of values [B] by group index [B] in 0..G-1."""
-    groups = int(index.max()) + 1 if len(index) else 0
-    return values.new_zeros(groups).index_add_(0, index, values)
+    return result.to(like.device)

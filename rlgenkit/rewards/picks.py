@@ -1,7 +1,7 @@
 """Best-of-n: optimization pressure without training.
 
 From a pool of N samples per prompt the expected value of the best of n is estimated for every n at
-once, without drawing subsets.
+once, without drawing subsets. Scores must be finite; results are float64, on the CPU.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from rlgenkit.records import checked
 
 
 def best_of_kl(n: int) -> float:
@@ -47,13 +49,13 @@ def best_of(scores: Tensor, values: Tensor, ns: Sequence[int]) -> Tensor:
             f"scores and values must both be [P,N], got {list(scores.shape)} and "
             f"{list(values.shape)}."
         )
-    columns = [(pick_shares(scores, n) * values.double()).sum(1) for n in ns]
-    return torch.stack(columns, 1)
+    shares, worth = [pick_shares(scores, n) for n in ns], checked(values)[0]
+    return torch.stack([(share * worth).sum(1) for share in shares], 1)
 
 
 def pick_shares(scores: Tensor, n: int) -> Tensor:
     """P(sample is the pick of best-of-n) float64 [P, N] of scores [P, N]; rows sum to 1."""
-    ordered, order = scores.sort(1)
+    ordered, order = checked(scores)[0].sort(1)
     by_rank = best_of_weights(scores.shape[1], n).expand(scores.shape)
     # Ties: each sample of a run of equal scores gets the mean weight of the run.
     starts = torch.ones_like(ordered, dtype=torch.bool)
@@ -78,7 +80,8 @@ def diversity_of_picks(scores: Tensor, features: Tensor, ns: Sequence[int]) -> T
     scores [P, N], features [P, N, F]; the pair is weighted by both chances to be picked. nan where
     only one sample can be the pick (n = N).
     """
-    apart = torch.cdist(features.double(), features.double())
+    where = features.cpu().double()
+    apart = torch.cdist(where, where)
     shares = torch.stack([pick_shares(scores, n) for n in ns], 1)  # [P, n, N]
     distance = torch.einsum("pki,pij,pkj->pk", shares, apart, shares)
     distinct = 1 - shares.square().sum(2)

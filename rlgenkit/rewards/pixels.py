@@ -112,7 +112,7 @@ def jpeg_kb(images: Tensor, quality: int = 95) -> Tensor:
 
 def picture_statistics(images: Tensor) -> Tensor:
     """Nine statistics [B,9] in their own units, columns in the order of STATISTICS."""
-    return torch.stack([statistic(images).float() for statistic in STATISTICS.values()], 1)
+    return torch.stack([statistic(images.float()) for statistic in STATISTICS.values()], 1)
 
 
 def compressibility(batch: Batch) -> Scores:
@@ -142,7 +142,7 @@ def of_images(statistic: Callable[[Tensor], Tensor], scale: float = 1.0) -> Rewa
     """Reward `scale * statistic(images)` from a function images [B,3,H,W] -> values [B]."""
 
     def reward(batch: Batch) -> Scores:
-        return scored(scale * statistic(batch.images))
+        return scored(scale * statistic(batch.images.float()))
 
     return reward
 
