@@ -449,3 +449,25 @@ def test_shares_at_their_edge_get_the_exact_interval():
     assert ones.kind == "binomial" and "exact binomial" in ones.note
     assert ones.interval == pytest.approx((0.6306, 1.0), abs=1e-4)
     assert claims.judge(row, [1.0, 1.0, 1.0, 1.0, 0.75]).kind == "t"
+
+
+def test_a_threshold_that_moved_after_its_study_is_told(written, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "STUDIES", tmp_path)
+    text = GOOD.replace('sham = "permuted"\n', "")
+    written(text)
+    assert claims.moved("01_x") == {}  # no study yet
+    judged = wb.judge(wb.load_rows("01_x")["C1"], HIGH)
+    (tmp_path / "01.json").write_text(json.dumps(results(judged)))
+    assert claims.moved("01_x") == {}
+    written(text.replace("threshold = 0.15", "threshold = 0.05"))
+    assert claims.moved("01_x") == {"C1": 0.15}
+    later = wb.judge(wb.load_rows("01_x")["C1"], HIGH)  # a study of the moved row is committed
+    (tmp_path / "01.json").write_text(json.dumps(results(later)))
+    (tmp_path / "01").mkdir()
+    (tmp_path / "01" / "study.json").write_text(json.dumps({"thresholds": {"C1": 0.15, "U": None}}))
+    assert claims.moved("01_x") == {"C1": 0.15}
+    p = wb.Parameters("01_x", {"profile": "study", "seeds": [0], "out_dir": str(tmp_path / "run")})
+    said = wb.start(p).judge("C1", HIGH)
+    assert said.note == "The threshold was 0.15 when this was first studied."
+    written(text.replace("threshold = 0.15", 'threshold = 0.05\nnote = "Once 0.15, a typo"'))
+    assert claims.moved("01_x") == {}

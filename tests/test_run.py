@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import torch
 
 from rlgenkit import workbook as wb
 from rlgenkit.workbook import checkpoint, claims
+from rlgenkit.workbook import run as run_module
 from rlgenkit.workbook.fingerprint import Reach, Unhashable
 
 VALUES = {"profile": "default", "seed": 0, "n_seeds": 3, "device": "cpu", "steps": 10, "clip": 0.2}
@@ -46,7 +48,8 @@ def train(run):
     for phase in ("a/seed0", "a/seed1"):
         for step in run.steps(9, phase, state, every=2):
             loss = net(torch.randn(8, 3, generator=gen)).square().mean(1)
-            loss = loss + torch.rand(8)  # the global generator is restored as well
+            # The global generators are restored as well.
+            loss = loss + torch.rand(8) + random.random() + float(np.random.rand())
             opt.zero_grad()
             loss.mean().backward()
             opt.step()
@@ -61,8 +64,14 @@ def train(run):
     return [*net.state_dict().values(), *ema, torch.tensor(state["best"]["reward"]), *draws]
 
 
+def seed_all(seed):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
 def train_until_killed(folder):
-    torch.manual_seed(0)
+    seed_all(0)
     run = started(folder)
     run.kill_at = ("a/seed1", 5)  # not an argument: that would be something the loop depends on
     train(run)
@@ -73,7 +82,7 @@ def same(a, b):
 
 
 def test_killed_run_resumes_to_the_same_bits(tmp_path):
-    torch.manual_seed(0)
+    seed_all(0)
     whole = train(started(tmp_path / "whole"))
     # A fresh process, not a fork: a fork inherits locks of torch's threads and can wait forever.
     context = multiprocessing.get_context("spawn")
@@ -83,7 +92,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path):
     assert child.exitcode == -signal.SIGKILL
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 9 + 6  # the line of the killed step is there, its checkpoint is not
-    torch.manual_seed(99)  # a resumed process starts with another global generator
+    seed_all(99)  # a resumed process starts with other global generators
     resumed = train(started(tmp_path / "cut"))
     assert same(whole, resumed)
     run = started(tmp_path / "cut")
@@ -132,7 +141,8 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left.*previous version is intact"):
+        words = r"^a\.safetensors in the folder .*No space left.*before is intact.*to resume$"
+        with pytest.raises(wb.ParameterError, match=words):
             checkpoint.save(path, {"x": torch.zeros(3)})
     back = checkpoint.load(path)
     assert torch.equal(back["x"], torch.ones(3)) and back["k"] == [1, (2, None)]
@@ -190,6 +200,27 @@ def test_what_a_phase_reaches_decides_whether_it_runs_again(tmp_path, before, af
     assert before in SOURCE
     assert session(tmp_path, SOURCE.replace(before, after)) == again
     assert session(tmp_path) == []  # the first version is still there
+
+
+def test_the_record_names_the_code_that_ran(tmp_path, monkeypatch, capsys):
+    def code(source=SOURCE, **changes):
+        run = started(tmp_path / str(len(changes)), **changes)
+        space = {"__name__": "__main__", "run": run, "p": run.parameters}
+        exec(compile(source + "train(run)", "<cell>", "exec"), space)
+        said = capsys.readouterr().out.splitlines()[-1]
+        return run.results()["provenance"]["code"]["phases"], said
+
+    first, again = code(), code()
+    assert first == again  # computed or restored: the same hash, the same words
+    assert code(SOURCE.replace("# a comment", "# another"))[0] == first[0]
+    assert code(SOURCE.replace("RATE = 0.1", "RATE = 0.2"))[0] != first[0]
+    assert code(clip=0.3)[0] != first[0]
+    found = {"diff": "", "rev-parse": "abc"}
+    room = sys.modules["rlgenkit.workbook.provenance"]
+    monkeypatch.setattr(room, "_git", lambda *words: found[words[0]])
+    assert wb.provenance("cpu", {})["commit"] == "abc"
+    found["diff"] = None  # the package is not as committed
+    assert wb.provenance("cpu", {})["commit"] is None
 
 
 def test_only_the_parameters_that_are_read_count(tmp_path):
@@ -309,6 +340,49 @@ def test_what_an_object_remembers_on_the_way_does_not_count(tmp_path):
     assert digest() != first
 
 
+def test_lists_and_tables_of_own_modules_count():
+    class Net(torch.nn.Module):
+        def __init__(self, scales):
+            super().__init__()
+            self.layer, self.scales, self.size = torch.nn.Identity(), scales, 3
+
+    def digest(*scales):
+        reach = Reach()
+        reach.feed(Net(scales), "net")
+        return reach.digest()
+
+    assert digest(0.1, 1.0) == digest(0.1, 1.0) != digest(0.1, 5.0)
+
+
+def test_a_phase_that_reads_curves_follows_the_phases_before(tmp_path):
+    source = """
+RATE = {}
+def arm():
+    for step in run.steps(2, "a"):
+        run.log(step, reward=RATE * step)
+def judge():
+    return run.result("last", lambda: run.metrics("a")["reward"][-1])
+"""
+    assert session(tmp_path, source.format(0.1), "arm(); judge()") == ["a", "last"]
+    assert session(tmp_path, source.format(0.1), "arm(); judge()") == []
+    assert session(tmp_path, source.format(0.2), "arm(); judge()") == ["a", "last"]
+
+
+@pytest.mark.parametrize(
+    "make", [random.Random, np.random.RandomState, np.random.default_rng], ids=lambda m: m.__name__
+)
+def test_generators_of_every_library_are_reached_restored_and_stored(tmp_path, make):
+    def draws(seed):
+        gen, run = make(seed), started(tmp_path)
+        first = run.result("x", lambda: float(gen.random()))
+        for _ in run.steps(1, "a", {"gen": gen}):
+            gen.random()
+        return run.computed, [first, float(gen.random())]
+
+    (one, first), (two, second), (three, other) = draws(1), draws(1), draws(2)
+    assert (one, two, three) == (["x", "a"], [], ["x", "a"]) and first == second != other
+
+
 # --- what comes back
 
 
@@ -389,15 +463,71 @@ def test_every_flipped_bit_of_a_file_is_seen(tmp_path):
 def test_other_parameters_are_refused_or_get_their_own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     started("x", steps=3)
-    with pytest.raises(wb.ParameterError, match="holds a run with steps=3, not 4: name another"):
+    with pytest.raises(
+        wb.ParameterError, match="run.json in .* is of a run with steps=3, not 4: name another"
+    ):
         started("x", steps=4)
     (tmp_path / "x" / "run.json").write_text("{")
-    with pytest.raises(wb.ParameterError, match="damaged run.json"):
+    with pytest.raises(wb.ParameterError, match="run.json in .* is damaged"):
         started("x", steps=3)
     one, two = (
         wb.start(wb.Parameters("98_trial", {**VALUES, "out_dir": None, "steps": k})) for k in (3, 4)
     )
     assert one.folder != two.folder and one.folder.parts[:2] == ("runs", "98_trial")
+
+
+def test_a_folder_that_cannot_be_used_gets_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x", tmp_path / ("n" * 300), "/proc/x"):
+        with pytest.raises(
+            wb.ParameterError, match=r"^run\.lock in the folder .* written \([^)]+\)"
+        ):
+            started(folder)
+    started(tmp_path / "x")
+    for text in ("[1]", "7", '{"a', "\xff"):
+        (tmp_path / "x" / "run.json").write_text(text, encoding="latin-1")
+        with pytest.raises(wb.ParameterError, match=r"run\.json in .* is damaged"):
+            started(tmp_path / "x")
+
+
+def test_folders_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "ROOT", tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    here = wb.start(wb.Parameters("98_trial", {**VALUES, "out_dir": None})).folder
+    assert here.parent == tmp_path / "runs" / "98_trial"
+    assert started("~/r1").folder == tmp_path / "home" / "r1"
+
+
+@pytest.mark.parametrize("given, threads", [("3", 3), ("2,1", 2), ("", 2), ("abc", 2), ("0", 2)])
+def test_odd_numbers_of_threads_mean_two(tmp_path, monkeypatch, given, threads):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    started(tmp_path)
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == threads
+
+
+def test_the_notebook_names_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLGENKIT_SOURCE", "98_trial abc")
+    assert started(tmp_path).source == "abc"
+    monkeypatch.setenv("RLGENKIT_SOURCE", "99_demo abc")
+    with pytest.raises(wb.ParameterError, match='99_demo.ipynb: write .*notebook="99_demo"'):
+        started(tmp_path)
+
+
+def test_an_interrupt_in_a_kernel_shows_one_sentence(tmp_path, monkeypatch, capsys):
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell()
+    monkeypatch.setattr(run_module, "kernel", lambda: shell)
+    started(tmp_path)
+    code = "def deep():\n    raise KeyboardInterrupt\ndeep()"
+    assert isinstance(shell.run_cell(code).error_in_exec, KeyboardInterrupt)
+    told = capsys.readouterr()
+    assert (told.out + told.err).strip() == "Interrupted: run this cell again to resume."
 
 
 def test_a_second_process_in_the_folder_gets_one_sentence(tmp_path):
@@ -442,10 +572,21 @@ def test_metrics_stack_over_seeds(tmp_path):
     assert np.isnan(curves["truth"][0]).tolist() == [True, False, True, False]
     with pytest.raises(KeyError, match="nothing was logged in phase b"):
         run.metrics("b")
-    for _ in run.steps(1, "a/seed2"):
-        run.log(0, reward=0.0)
-    with pytest.raises(ValueError, match="unequal numbers of steps"):
-        run.curves("a")
+
+
+def test_a_seed_that_stops_early_and_a_short_last_batch_leave_nan(tmp_path):
+    run = started(tmp_path)
+    for seed in (0, 1):
+        for step in run.steps(3, f"a/seed{seed}"):
+            if (seed, step) == (1, 2):
+                break
+            samples = {} if step == 0 else {"scores": torch.ones(3 - step)}
+            run.log(step, samples=samples, reward=float(step))
+    curves, nan = run.curves("a", [0, 1]), float("nan")
+    np.testing.assert_equal(curves["reward"], [[0, 1, 2], [0, 1, nan]])
+    np.testing.assert_equal(curves["scores"][0], [[nan, nan], [1, 1], [1, nan]])
+    np.testing.assert_equal(run.metrics("a/seed0")["scores"], curves["scores"][0])
+    assert curves["step"].tolist() == [[0, 1, 2]] * 2 and curves["scores"].shape == (2, 3, 2)
 
 
 def test_inner_loops_give_the_name_back_and_reserved_names_are_refused(tmp_path):
@@ -457,6 +598,23 @@ def test_inner_loops_give_the_name_back_and_reserved_names_are_refused(tmp_path)
     assert run.metrics("outer")["reward"].tolist() == [2.0]
     with pytest.raises(ValueError, match="cannot be called `phase`"):
         run.log(0, phase=0.5)
+
+
+def test_what_a_result_logs_bears_its_name_and_comes_back(tmp_path):
+    def computed(run, factor):
+        def fn():
+            run.log(0, reward=factor * 1.0)
+            return factor
+
+        return run.result("x", fn)
+
+    run = started(tmp_path)
+    computed(run, 1)
+    computed(run, 2)  # again in the same session, as after an edit
+    assert run.metrics("x")["reward"].tolist() == [2.0]
+    again = started(tmp_path)
+    assert computed(again, 2) == 2 and again.computed == []
+    assert again.metrics("x")["reward"].tolist() == [2.0]
 
 
 # --- claims in the record

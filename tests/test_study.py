@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from ci import series as runner
+from rlgenkit.__main__ import main
 from rlgenkit.commands import run, study
 from rlgenkit.commands.committed import read
 from rlgenkit.commands.places import RESULTS, ROOT, TEMPLATE, InputError, series
@@ -174,13 +175,50 @@ def test_a_record_keeps_within_its_size(tmp_path):
     assert checkpoint.load(tmp_path / "results.safetensors") == {"small": [1.0, 2.0]}
 
 
-def test_options_of_a_study_are_checked_first():
-    for kind, jobs, redraw, word in (
-        ("default", 2, False, "belong to --profile study"),
-        (None, 1, True, "belong to --profile study"),
-        ("study", 0, False, "at least 1"),
-    ):
-        with pytest.raises(InputError, match=word):
-            run.run("_template", [], kind, None, None, False, jobs, redraw)
+def test_the_time_of_a_study_counts_the_attempts_that_computed(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(study.time, "time", lambda: now[0])
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    seed = {"profile": "study"}
+
+    def attempt(begin, end, computed):
+        now[0] = begin
+        study.compute_seeds(None, TEMPLATE, seed, tmp_path, 1, 9.0)
+        if end is not None:
+            (tmp_path / "computed.json").write_text(json.dumps(computed))
+            now[0] = end
+            study.timing(tmp_path)
+
+    attempt(0, None, ["a"])  # killed
+    attempt(100, 120, ["a"])
+    attempt(200, 220, [])  # another caption: all phases are found
+    assert study.timing(tmp_path) == {"seconds": 20, "attempts": 2}
+    attempt(300, 310, ["b"])
+    assert study.timing(tmp_path) == {"seconds": 30, "attempts": 3}
+    (tmp_path / "clock.json").write_text('[{"begin')  # damaged: counted from here on
+    attempt(400, 405, ["b"])
+    assert study.timing(tmp_path) == {"seconds": 5, "attempts": 1}
+
+
+def test_a_study_drawn_again_keeps_its_record_and_its_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "STUDIES", tmp_path / "studies")
+    monkeypatch.setattr(study, "RESULTS", tmp_path)
+    kept = tmp_path / "studies" / "01" / "study.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    drawn = tmp_path / "redrawn"
+    drawn.mkdir()
+    (drawn / "results.json").write_text('{"notebook": "01_x"}')
+    assert study.timing(drawn) == {}
+    (tmp_path / "01.json").write_text('{"timing": {"seconds": 9, "attempts": 1}}')
+    assert study.timing(drawn) == {"seconds": 9, "attempts": 1}
+    study.publish(ROOT / "notebooks" / "01_x.ipynb", drawn, {})
+    assert kept.read_text() == "{}"
+
+
+def test_options_of_a_study_are_checked_first(capsys):
+    for options in ("--profile default --jobs 2", "--redraw"):
+        assert main(["run", "_template", *options.split()]) == 2
+        assert "belong to --profile study" in capsys.readouterr().err
     with pytest.raises(InputError, match="no record data/studies/99"):
         study.redrawing(ROOT / "notebooks" / "99_nothing.ipynb")

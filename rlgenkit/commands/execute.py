@@ -12,7 +12,10 @@ import threading
 import time
 from pathlib import Path
 
+from .committed import source_hash
+
 DEAD_KERNEL = 138  # papermill's own exit code for a kernel that vanished
+DRAIN_S = 600  # a cell that printed thousands of lines has ended before they all are read
 
 
 class Screen:
@@ -67,6 +70,8 @@ def register_engine(screen: Screen, log) -> str:
                 kernel_name=kernel_name,
                 startup_timeout=start_timeout,
                 timeout=None,
+                iopub_timeout=DRAIN_S,
+                raise_on_iopub_timeout=False,
                 log=logging.getLogger("papermill"),
                 **settings,
             ).execute(stderr=log)
@@ -86,14 +91,6 @@ def label_sections(nb) -> None:
             cell.metadata["rlgenkit_section"] = section
 
 
-def html_copy(notebook: Path, target: Path) -> None:
-    """HTML beside the notebook; the classic template is the one that keeps figures' alt text."""
-    from nbconvert import HTMLExporter
-
-    body, _ = HTMLExporter(template_name="classic").from_filename(str(notebook))
-    target.write_text(body, encoding="utf-8")
-
-
 def main(spec: dict) -> int:
     """Execute; the exit code is 0, 1 (error in a cell; its name goes to error.json) or 138."""
     import nbformat
@@ -107,6 +104,8 @@ def main(spec: dict) -> int:
     logging.getLogger("papermill").addHandler(handler)
     logging.getLogger("papermill").propagate = False
     nb = nbformat.read(spec["notebook"], as_version=4)
+    # The kernel notes this in the results.
+    os.environ["RLGENKIT_SOURCE"] = f"{Path(spec['name']).stem} {source_hash(nb)}"
     label_sections(nb)
     source, target = out / "source.ipynb", out / spec["name"]
     nbformat.write(nb, source)
@@ -139,8 +138,6 @@ def main(spec: dict) -> int:
             sys.stderr.write("\n")
         source.unlink(missing_ok=True)
         log.flush()
-    if spec["html"]:
-        html_copy(target, target.with_suffix(".html"))
     return 0
 
 

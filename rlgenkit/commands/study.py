@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .places import ROOT, InputError
+from .places import RESULTS, ROOT, InputError
 
 STUDIES = ROOT / "data" / "studies"
 
@@ -55,8 +55,7 @@ def compute_seeds(
     from rlgenkit.workbook.parameters import check_overrides, declared
     from rlgenkit.workbook.store import environment
 
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _clock(out_dir, begin=time.time())
+    _write_clock(out_dir, [*_clock(out_dir), {"begin": time.time()}])
     if jobs == 1:
         return
     seeds = check_overrides(declared(notebook), parameters)["seeds"]
@@ -89,30 +88,47 @@ def _kill_children() -> None:
             continue
 
 
-def _clock(out_dir: Path, **moment: float) -> list[dict[str, float]]:
-    """clock.json: begin and end of each attempt at a study; writes the given moment into it."""
-    path = out_dir / "clock.json"
-    clock = json.loads(path.read_text()) if path.is_file() else []
-    if "begin" in moment:
-        clock.append(moment)
-    else:
-        clock[-1] |= moment
-    path.write_text(json.dumps(clock))
-    return clock
+def _clock(out_dir: Path) -> list[dict[str, float]]:
+    """clock.json: begin and end of each attempt at a study; none where it is missing or damaged."""
+    try:
+        return list(json.loads((out_dir / "clock.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return []
+
+
+def _write_clock(out_dir: Path, clock: list[dict[str, float]]) -> None:
+    from rlgenkit.workbook.checkpoint import write_atomic
+
+    write_atomic(out_dir / "clock.json", json.dumps(clock).encode())
 
 
 def timing(out_dir: Path) -> dict[str, Any]:
-    """Wall seconds of all attempts at a study that came to an end, and how many were begun."""
-    clock = _clock(out_dir, end=time.time())
-    took = sum(x["end"] - x["begin"] for x in clock if "end" in x)
-    return {"seconds": round(took), "attempts": len(clock)}
+    """Wall seconds of the attempts at a study that came to an end, and how many were begun.
+
+    An attempt that only found the phases of an earlier one does not count; a study drawn again
+    from its record keeps the time that stands in data/results.
+    """
+    if not (clock := _clock(out_dir)):
+        name = json.loads((out_dir / "results.json").read_text(encoding="utf-8"))["notebook"]
+        old = RESULTS / f"{name[:2]}.json"
+        return json.loads(old.read_text(encoding="utf-8"))["timing"] if old.is_file() else {}
+    if "end" not in clock[-1]:
+        clock[-1]["end"] = time.time()
+        lists = [out_dir / "computed.json", *out_dir.glob("workers/*/computed.json")]
+        idle = all(json.loads(p.read_text(encoding="utf-8")) == [] for p in lists if p.is_file())
+        _write_clock(out_dir, clock[:-1] if idle and len(clock) > 1 else clock)
+    took = sum(x["end"] - x["begin"] for x in _clock(out_dir) if "end" in x)
+    return {"seconds": round(took), "attempts": len(_clock(out_dir))}
 
 
 def publish(notebook: Path, out_dir: Path, results: dict[str, Any]) -> None:
-    """Copy the record of a finished study to data/studies/NN."""
-    target = STUDIES / notebook.stem.split("_")[0]
+    """Copy the record of a finished study to data/studies/NN; one that was drawn from the record
+    there leaves it as it is."""
+    target, record = STUDIES / notebook.stem.split("_")[0], out_dir / "record"
+    if not record.is_dir():
+        return
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(out_dir / "record", target)
+    shutil.copytree(record, target)
     size = sum(p.stat().st_size for p in target.iterdir())
     left = json.loads((target / "study.json").read_text(encoding="utf-8"))["left_out"]
     print(

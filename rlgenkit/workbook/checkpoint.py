@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +15,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .parameters import ParameterError
+
 # Above this size a module keeps only what training changes (adapters, trainable weights, buffers).
 WHOLE_MODULE_BYTES = 512 * 2**20
+# How each kind of random generator gives and takes its state.
+GENERATORS = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (np.random.RandomState.get_state, np.random.RandomState.set_state),
+    np.random.Generator: (
+        lambda g: g.bit_generator.state,
+        lambda g, state: setattr(g.bit_generator, "state", state),
+    ),
+}
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """One sentence that names the file where the disk refuses to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise ParameterError(
+            f"{path.name} in the folder {path.parent.name} could not be written ({error.strerror});"
+            " what was there before is intact: free some space, or name another out_dir, and run"
+            " again to resume"
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace `path` by `data`: a crash or a full disk leaves the previous file intact."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        state = "the previous version is intact" if path.exists() else "nothing was kept"
-        raise OSError(
-            error.errno,
-            f"{path.name} could not be written ({error.strerror}); {state},"
-            " free some space and run again to resume",
-        ) from error
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 class Damaged(ValueError):
@@ -42,13 +66,17 @@ class Damaged(ValueError):
 
 def save(path: Path, content: Any) -> None:
     """Write nested dicts, lists and tuples of tensors, arrays and JSON values to one file."""
+    write_atomic(path, packed(content))
+
+
+def packed(content: Any) -> bytes:
+    """The bytes of a file of `save`; TypeError where something would come back as something else."""
     import safetensors.torch
 
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_pack(content, tensors, "value"))
     # One entry only: safetensors writes several in an order that changes from run to run.
-    header = {"json": f"{skeleton}\n{_checksum(skeleton, tensors)}"}
-    write_atomic(path, safetensors.torch.save(tensors, header))
+    return safetensors.torch.save(tensors, {"json": f"{skeleton}\n{_checksum(skeleton, tensors)}"})
 
 
 def load(path: Path) -> Any:
@@ -61,13 +89,12 @@ def load(path: Path) -> Any:
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         skeleton, _, checksum = header["json"].partition("\n")
         # Earlier files hold the checksum in an entry of its own.
-        whole = header.get("checksum", checksum) == _checksum(skeleton, tensors)
+        if header.get("checksum", checksum) != _checksum(skeleton, tensors):
+            raise ValueError("another checksum")
     except FileNotFoundError:
         raise
     except Exception as error:  # each library has errors of its own for broken files
         raise Damaged(f"{path.name} is damaged") from error
-    if not whole:
-        raise Damaged(f"{path.name} is damaged")
     return _unpack(json.loads(skeleton), tensors)
 
 
@@ -136,10 +163,9 @@ def snapshot(thing: Any) -> Any:
     """What must be stored of a module, optimizer, generator, tensor, list or dict."""
     if isinstance(thing, nn.Module):
         return _module_state(thing)
-    if isinstance(thing, torch.Generator):
-        return thing.get_state()
-    if isinstance(thing, np.random.Generator):
-        return thing.bit_generator.state
+    for kind, (give, _) in GENERATORS.items():
+        if isinstance(thing, kind):
+            return give(thing)
     if hasattr(thing, "state_dict"):
         return thing.state_dict()
     if isinstance(thing, (Tensor, np.ndarray, list, dict)):
@@ -161,10 +187,8 @@ def restore(thing: Any, stored: Any) -> None:
                     " module: delete the run folder or use another out_dir"
                 )
             _copy(own[name], value)
-    elif isinstance(thing, torch.Generator):
-        thing.set_state(stored)
-    elif isinstance(thing, np.random.Generator):
-        thing.bit_generator.state = stored
+    elif kind := next((k for k in GENERATORS if isinstance(thing, k)), None):
+        GENERATORS[kind][1](thing, stored)
     elif hasattr(thing, "load_state_dict"):
         thing.load_state_dict(stored)
     elif isinstance(thing, Tensor):
@@ -204,3 +228,37 @@ def _module_state(module: nn.Module) -> dict[str, Tensor]:
         for name, t in state.items()
         if not isinstance(t, nn.Parameter) or t.requires_grad or "lora_" in name
     }
+
+
+def states(state: Mapping[str, Any], drawn: list) -> dict[str, Any]:
+    """What a phase leaves behind: its state, the generators that it drew from, the global ones."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "state": {k: snapshot(v) for k, v in state.items()},
+        "drawn": [snapshot(g) for g in drawn],
+        "rng": {
+            "cpu": torch.get_rng_state(),
+            "cuda": cuda,
+            "python": random.getstate(),
+            "numpy": np.random.get_state(),
+        },
+    }
+
+
+def restore_states(state: Mapping[str, Any], drawn: list, stored: Mapping[str, Any]) -> None:
+    """Bring all of that back, in place, to what `states` returned."""
+    if set(state) != set(stored["state"]):
+        raise ValueError(
+            f"the checkpoint holds {sorted(stored['state'])}, the notebook passes "
+            f"{sorted(state)}: delete the run folder or use another out_dir"
+        )
+    for name, thing in state.items():
+        restore(thing, stored["state"][name])
+    for generator, kept in zip(drawn, stored["drawn"]):
+        restore(generator, kept)
+    rng = stored["rng"]
+    torch.set_rng_state(rng["cpu"])
+    random.setstate(rng["python"])
+    np.random.set_state(rng["numpy"])
+    if len(rng["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(rng["cuda"])

@@ -30,7 +30,7 @@ from .intervals import (
 from .provenance import ROOT
 
 FOLDER = ROOT / "notebooks" / "claims"
-RESULTS = ROOT / "data" / "results"
+RESULTS, STUDIES = ROOT / "data" / "results", ROOT / "data" / "studies"
 SCALES = ("exact", "microworld", "embedded", "human data", "real model")
 VERDICTS = (
     "supported",
@@ -257,10 +257,8 @@ def predictions(notebook: str, claims: Iterable[Claim]) -> dict[str, tuple[float
 
     Empty without a committed study, or where the claims file changed since.
     """
-    path = RESULTS / f"{notebook[:2]}.json"
-    study = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    digest = rows_digest(notebook)
-    if study.get("profile") != "study" or digest is None or study.get("claims_sha256") != digest:
+    study, digest = _study(notebook), rows_digest(notebook)
+    if digest is None or study.get("claims_sha256") != digest:
         return {}
     theirs = {
         c["id"]: c["values"] for c in study["claims"] if c["kind"] == "t" and len(c["values"]) > 1
@@ -272,6 +270,31 @@ def predictions(notebook: str, claims: Iterable[Claim]) -> dict[str, tuple[float
             slack = 1e-12 * max(abs(low), abs(high))  # studies of equal values have no width
             found[claim.id] = (low, high, low - slack <= claim.value <= high + slack)
     return found
+
+
+def _study(notebook: str) -> dict[str, Any]:
+    """The committed results of a notebook's study, {} where there are none."""
+    path = RESULTS / f"{notebook[:2]}.json"
+    study = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return study if study.get("profile") == "study" else {}
+
+
+def first_thresholds(notebook: str) -> dict[str, float]:
+    """Row id -> threshold that its first committed study was held against."""
+    path = STUDIES / notebook[:2] / "study.json"
+    about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    latest = {c["id"]: c["threshold"] for c in _study(notebook).get("claims", [])}
+    return {k: v for k, v in {**latest, **about.get("thresholds", {})}.items() if v is not None}
+
+
+def moved(notebook: str) -> dict[str, float]:
+    """Row id -> first threshold, of the rows that have another one now and do not say so in note."""
+    rows, first = load_rows(notebook), first_thresholds(notebook)
+    return {
+        id: old
+        for id, old in first.items()
+        if id in rows and rows[id].threshold != old and f"{old:g}" not in rows[id].note
+    }
 
 
 def _refuse(row: Row, sham: Any, control: Any) -> None:
@@ -374,7 +397,7 @@ def _unjudged(row: Row, verdict: str, *notes: str) -> Claim:
         interval=None,
         n=0,
         verdict=verdict,
-        note=_sentences(*notes),
+        note=sentences(*notes),
     )
 
 
@@ -382,7 +405,7 @@ def _flat(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.float64).reshape(-1)
 
 
-def _sentences(*parts: str) -> str:
+def sentences(*parts: str) -> str:
     """The parts that are not empty as sentences: first letter large, a full stop at the end."""
     said = [" ".join(part.split()) for part in parts if part.strip()]
     return " ".join(p[0].upper() + p[1:] + ("" if p[-1] in ".!?" else ".") for p in said)
@@ -450,7 +473,7 @@ def claims_preview(notebook: str) -> str:
         if rows
         else []
     )
-    if checks := [_sentences(r.statement) for r in every if r.check]:
+    if checks := [sentences(r.statement) for r in every if r.check]:
         parts.append("Checked in every run: " + " ".join(checks))
     if closed := [f"{r.id} ({r.untestable})" for r in every if r.untestable]:
         parts.append("Not testable at this scale: " + "; ".join(closed) + ".")
@@ -471,7 +494,7 @@ def _name(row: Row | Claim) -> str:
 
 
 def _stated(row: Row | Claim) -> str:
-    return ("*Ours:* " if row.ours else "") + _sentences(row.statement)
+    return ("*Ours:* " if row.ours else "") + sentences(row.statement)
 
 
 def _passes(row: Row | Claim) -> str:

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -35,6 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .checkpoint import GENERATORS, snapshot
 
 MAX_NODES = 300_000  # more objects than this are no parameters of a phase but somebody's library
 PLAIN = (
@@ -57,19 +60,9 @@ PLAIN = (
     np.dtype,
     np.generic,
 )
-SKIPPED_IN_CLASSES = (
-    "__module__",
-    "__doc__",
-    "__dict__",
-    "__weakref__",
-    "__annotations__",
-    "__dataclass_fields__",
-    "__dataclass_params__",
-    "__match_args__",
-    "__firstlineno__",
-    "__static_attributes__",
-    "__qualname__",
-    "__hash__",
+SKIPPED_IN_CLASSES = set(
+    "__module__ __doc__ __dict__ __weakref__ __annotations__ __dataclass_fields__ __qualname__ "
+    "__dataclass_params__ __match_args__ __firstlineno__ __static_attributes__ __hash__".split()
 )
 LIBRARY_FOLDERS = tuple({sysconfig.get_path(k) for k in ("stdlib", "purelib", "platlib")})
 
@@ -81,13 +74,14 @@ class Unhashable(TypeError):
 class Reach:
     """Feeds one hash with everything reached from what it is given.
 
-    opaque: types that are passed over (the run record itself).  `generators` lists the random
-    generators met on the way, in an order that equal code and values repeat.
+    opaque: types that are passed over (the run record itself).  logged: keys of the phases before,
+    which count where code reads their curves.  `generators` lists the random generators met on the
+    way, in an order that equal code and values repeat.
     """
 
-    def __init__(self, opaque: tuple[type, ...] = ()) -> None:
+    def __init__(self, opaque: tuple[type, ...] = (), logged: Any = None) -> None:
         self.total = hashlib.blake2b(digest_size=16)
-        self.opaque = opaque
+        self.opaque, self.logged = opaque, logged
         self.generators: list[Any] = []
         self.trainable: list[Tensor] = []  # weights met on the way that require a gradient
         self._seen: dict[int, int] = {}
@@ -118,13 +112,11 @@ class Reach:
         """Feed the code of a running loop with the arguments and globals that it reads."""
         code = frame.f_code
         self.code(code, frame.f_globals, frame.f_lasti)
-        if frame.f_locals is not frame.f_globals:
-            given = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4)
-            names = [*code.co_varnames[: given + bool(code.co_flags & 8)], *code.co_freevars]
-            for name in names:
-                if name in frame.f_locals:
-                    self._note("argument", name)
-                    self.feed(frame.f_locals[name], name)
+        given = inspect.getargs(code)
+        for name in [*given.args, given.varargs, given.varkw, *code.co_freevars]:
+            if name in frame.f_locals and frame.f_locals is not frame.f_globals:
+                self._note("argument", name)
+                self.feed(frame.f_locals[name], name)
 
     def code(
         self, code: CodeType, space: Mapping[str, Any], start: int = -1, doc: str = ""
@@ -134,19 +126,24 @@ class Reach:
         start: offset from which a module's own statement runs; what it assigns before reading is
         its result, not what it depends on.
         """
-        parsed = parse(code)
-        self.total.update(parsed.body)
-        for constant in parsed.constants:
-            if not (doc and constant == doc):
-                self._note("constant", repr(constant))
-        written = assigned_first(code, start) if start >= 0 else ()
-        for name, chains in parsed.names.items():
+        names, imports = _names(code)
+        read = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self.total.update(code.co_code + repr(read).encode())
+        inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+        for constant in code.co_consts:
+            if constant not in inner and not (doc and constant == doc):
+                plain = sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
+                self._note("constant", repr(plain))
+        if self.logged and {"curves", "metrics"} & set(code.co_names):
+            self._note("logged", repr(sorted(self.logged.items())))
+        written = _assigned_first(code, start) if start >= 0 else ()
+        for name, chains in names.items():
             if name not in written:
                 self._global(name, chains, space)
-        for module, names in parsed.imports:
-            self._import(module, names, space)
-        for inner in parsed.inner:
-            self.code(inner, space)
+        for module, wanted in imports:
+            self._import(module, wanted, space)
+        for part in inner:
+            self.code(part, space)
 
     def _note(self, kind: str, text: str) -> None:
         self.total.update(f"{kind} {len(text)} {text}\n".encode())
@@ -192,9 +189,9 @@ class Reach:
         elif isinstance(value, np.ndarray) and value.dtype != object:
             self._note("array", f"{value.dtype} {value.shape}")
             self.total.update(np.ascontiguousarray(value).tobytes())
-        elif isinstance(value, (torch.Generator, np.random.Generator)):
+        elif isinstance(value, tuple(GENERATORS)):
             self.generators.append(value)
-            self.feed(generator_state(value), where)
+            self.feed(snapshot(value), where)
         elif isinstance(value, (list, tuple, np.ndarray)):
             self._note(type(value).__name__, str(len(value)))
             for i, item in enumerate(value):
@@ -227,6 +224,10 @@ class Reach:
                 self.feed(type(part), where)
             plain = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str))}
             self._note("settings", repr(sorted(plain.items())))
+            if own(type(part)):  # lists, tables and tensors that are no weights
+                rest = [k for k in vars(part) if k[0] != "_" and k not in plain]
+                for key in sorted(rest):
+                    self.feed(getattr(part, key), f"{where}.{key}")
         for name, tensor in module.state_dict(keep_vars=True).items():
             self._note("weight", name)
             if isinstance(tensor, Tensor):
@@ -334,48 +335,24 @@ class Reach:
                 self.feed(item, f"{where}.{name}")
 
 
-class Parsed:
-    """What a code object holds: its bytes, constants, inner code, names read, imports."""
-
-    def __init__(self, code: CodeType) -> None:
-        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-        self.body = code.co_code + repr(names).encode()
-        self.inner = [c for c in code.co_consts if isinstance(c, CodeType)]
-        self.constants = [
-            sorted(map(repr, c)) if isinstance(c, frozenset) else c
-            for c in code.co_consts
-            if not isinstance(c, CodeType)
-        ]
-        self.names: dict[str, set[tuple[str, ...]]] = {}
-        self.imports: list[tuple[str, tuple[str, ...]]] = []
-        rows = [
-            row for row in dis.get_instructions(code) if row.opname not in ("CACHE", "PUSH_NULL")
-        ]
-        for i, row in enumerate(rows):
-            if row.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                self.names.setdefault(row.argval, set()).add(_chain(rows[i + 1 : i + 5]))
-            elif row.opname == "IMPORT_NAME":
-                level, wanted = rows[i - 2].argval, rows[i - 1].argval
-                self.imports.append(("." * level + row.argval, tuple(wanted or ())))
-
-
-def _chain(rows: list[dis.Instruction]) -> tuple[str, ...]:
-    """The attributes read right after a name: rewards.calibration.fit -> (calibration, fit)."""
-    chain = []
-    for row in rows:
-        if row.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
-            break
-        chain.append(row.argval)
-    return tuple(chain)
-
-
 @functools.lru_cache(maxsize=None)
-def parse(code: CodeType) -> Parsed:
-    """Parsed form of a code object, made once."""
-    return Parsed(code)
+def _names(code: CodeType) -> tuple[dict[str, set[tuple[str, ...]]], list[tuple[str, tuple]]]:
+    """(global name -> chains of attributes read after it, (module, names) of each import)."""
+    names, imports = {}, []
+    rows = [row for row in dis.get_instructions(code) if row.opname not in ("CACHE", "PUSH_NULL")]
+    for i, row in enumerate(rows):
+        if row.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            read = itertools.takewhile(
+                lambda r: r.opname in ("LOAD_ATTR", "LOAD_METHOD"), rows[i + 1 : i + 5]
+            )
+            names.setdefault(row.argval, set()).add(tuple(r.argval for r in read))
+        elif row.opname == "IMPORT_NAME":
+            level, wanted = rows[i - 2].argval, rows[i - 1].argval
+            imports.append(("." * level + row.argval, tuple(wanted or ())))
+    return names, imports
 
 
-def assigned_first(code: CodeType, start: int) -> set[str]:
+def _assigned_first(code: CodeType, start: int) -> set[str]:
     """Names that a statement running from offset `start` on assigns before it reads them."""
     first: dict[str, str] = {}
     for row in dis.get_instructions(code):
@@ -396,21 +373,6 @@ def _own_module(name: str) -> bool:
         return True
     file = getattr(sys.modules.get(name), "__file__", None)
     return bool(file) and not file.startswith(LIBRARY_FOLDERS)
-
-
-def generator_state(generator: Any) -> Any:
-    """State of a torch or numpy generator."""
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    return generator.bit_generator.state
-
-
-def set_generator_state(generator: Any, state: Any) -> None:
-    """Put a torch or numpy generator back to a state from `generator_state`."""
-    if isinstance(generator, torch.Generator):
-        generator.set_state(state)
-    else:
-        generator.bit_generator.state = state
 
 
 def loop_frames(frame: FrameType) -> Iterator[FrameType]:

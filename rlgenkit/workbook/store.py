@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Store:
     def load(self, kind: str, name: str, key: str) -> dict[str, Any] | None:
         """What was saved under this key; None when nothing was, or when the file is damaged."""
         path = self.path(kind, name, key)
+        if not key:
+            return None
         if not path.exists():
             if self._versions(path):
                 print(f"{name}: code or values changed since it was saved, starting it again")
@@ -46,18 +48,18 @@ class Store:
             return None
 
     def save(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
-        """Save under this key; of the older versions a few are kept."""
+        """Save under this key, "" for nothing to be saved; of the older versions a few are kept."""
         path = self.path(kind, name, key)
-        checkpoint.save(path, content)
+        if key:
+            checkpoint.save(path, content)
         for old in self._versions(path)[KEPT_VERSIONS:]:
             old.unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self, kind: str, name: str) -> Iterator[None]:
+    def lock(self, kind: str, name: str, key: str) -> Iterator[None]:
         """Hold one phase, so that of several processes one computes it and the others read it."""
         path = self.path(kind, name, "lock").with_suffix("")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(path):
+        with _file_lock(path) if key else nullcontext():
             yield
 
     def _versions(self, path: Path) -> list[Path]:
@@ -69,27 +71,25 @@ class Store:
         return sorted(found, key=lambda p: -p.stat().st_mtime_ns)
 
 
-def file_lock(path: Path):
-    """A lock between processes that this process may take again."""
-    from filelock import FileLock
+def _file_lock(path: Path, seconds: float = -1) -> Any:
+    """A lock between processes that this process may take again, taken within `seconds`."""
+    from filelock import FileLock, Timeout
 
-    return FileLock(str(path), thread_local=False, is_singleton=True)
+    lock = FileLock(str(path), thread_local=False, is_singleton=True)
+    with checkpoint.told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return lock.acquire(timeout=seconds)
+        except Timeout:
+            raise ParameterError(
+                f"another process works in the run folder {path.parent.name}: wait until it"
+                " has ended, stop it, or name another out_dir"
+            ) from None
 
 
 def hold(folder: Path) -> Any:
     """Lock a run folder for as long as this process lives; one sentence if another one holds it."""
-    from filelock import Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = file_lock(folder / "run.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ParameterError(
-            f"another process works in the run folder {folder.name}: wait until it"
-            " has ended, stop it, or name another out_dir"
-        ) from None
-    return lock
+    return _file_lock(folder / "run.lock", 0)
 
 
 class Record:
