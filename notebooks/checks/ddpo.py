@@ -70,6 +70,31 @@ def _sample_spread(rewards, groups):
     return advantages
 
 
+def _divided(rewards, groups, floor):
+    advantages = torch.zeros_like(rewards)
+    for group in groups.unique():
+        rows = groups == group
+        centered = rewards[rows] - rewards[rows].mean()
+        advantages[rows] = centered / floor(rewards[rows].var(correction=0))
+    return advantages
+
+
+def _no_floor(rewards, groups):
+    return _divided(rewards, groups, torch.sqrt)
+
+
+def _floor_inside(rewards, groups):
+    return _divided(rewards, groups, lambda variance: (variance + 1e-6).sqrt())
+
+
+def _prompts(generator):
+    """Three pictures each of four prompts; those of one score nearly alike, those of another alike."""
+    rewards, groups = torch.randn(12, generator=generator), torch.arange(12) % 4
+    rewards[groups == 2] *= 1e-5
+    rewards[groups == 3] = 0.5
+    return [rewards, groups]
+
+
 # --- 01.3: the clipped terms
 
 
@@ -114,24 +139,7 @@ def _wrong_axis(new, old, advantages, clip):
     return clipped_terms(new.T, old.T, advantages, clip).T
 
 
-# --- 01.4: which terms the clip silences
-
-
-def silenced_share(ratio, advantages, clip):
-    """Share of the terms without a gradient: [B, T], [B], float -> scalar."""
-    good = advantages[:, None] > 0
-    return torch.where(good, ratio > 1 + clip, ratio < 1 - clip).float().mean()
-
-
-def _outside(ratio, advantages, clip):
-    return ((ratio - 1).abs() > clip).float().mean()
-
-
-def _pulling_back(ratio, advantages, clip):
-    return silenced_share(ratio, -advantages, clip)
-
-
-# --- 01.5: the memory
+# --- 01.4: the memory
 
 
 def remembered_advantages(rewards, past):
@@ -153,9 +161,51 @@ def _sample_deviation(rewards, past):
     return (rewards - known.mean()) / (known.std() + 1e-6)
 
 
+def _no_floor_remembered(rewards, past):
+    known = torch.cat([past, rewards])
+    return (rewards - known.mean()) / known.std(correction=0)
+
+
+def _rounds(generator):
+    """A round above the past, with rewards so close that the 1e-6 shows."""
+    now, past = 1 + torch.randn(4, generator=generator), torch.randn(8, generator=generator)
+    return [1e-5 * now, 1e-5 * past]
+
+
+# --- 01.5: which terms the clip silences
+
+
+def silenced_share(ratio, advantages, clip):
+    """Share of terms that the clip robs of their gradient: [B, T], [B], float -> scalar."""
+    pull = advantages[:, None]
+    cut = (pull > 0) & (ratio > 1 + clip) | (pull < 0) & (ratio < 1 - clip)
+    return cut.float().mean()
+
+
+def _outside(ratio, advantages, clip):
+    return ((ratio - 1).abs() > clip).float().mean()
+
+
+def _zero_counted(ratio, advantages, clip):
+    return silenced_share(ratio, torch.where(advantages == 0, -1.0, advantages), clip)
+
+
+def _pulling_back(ratio, advantages, clip):
+    return silenced_share(ratio, -advantages, clip)
+
+
+def _batch(generator):
+    """Nine pictures, one of which is just as good as its prompt's others."""
+    advantages = torch.randn(9, generator=generator)
+    advantages[4] = 0
+    ratio = 1 + 0.2 * torch.randn(9, 6, generator=generator)
+    ratio[4, :2] = torch.tensor([0.8, 1.2])  # outside on both sides
+    return [ratio, advantages, 0.1]
+
+
 EXERCISES = {
     "01.1": wb.Exercise(
-        reference=step_log_prob, inputs=_step, minutes=10, difficulty=2,
+        reference=step_log_prob, inputs=_step, minutes=5, difficulty=2,
         wrong={
             "the action is data, fixed when it was drawn: detach it, or its gradient cancels that "
             "of the mean": _attached,
@@ -166,19 +216,21 @@ EXERCISES = {
                "axis.",
                "Which of the two, the action or its mean, may carry a gradient?"]),
     "01.2": wb.Exercise(
-        reference=prompt_advantages, minutes=10, difficulty=1,
-        inputs=lambda g: [torch.randn(12, generator=g), torch.arange(12) % 3],
+        reference=prompt_advantages, minutes=5, difficulty=1,
+        inputs=_prompts,
         wrong={
             "every picture competes with those of its own prompt, not with the whole batch":
                 _whole_batch,
             "divide by the standard deviation of the prompt as well": _only_centered,
             "take the population standard deviation (divide by n): `correction=0`":
                 _sample_spread,
+            "add 1e-6 to the deviation, else equal rewards divide by zero": _no_floor,
+            "add 1e-6 to the deviation, after the square root": _floor_inside,
         },
         hints=["Go through `groups.unique()` and fill in the rows of one prompt at a time.",
                "The rows of a prompt need not be neighbors: use a Boolean mask."]),
     "01.3": wb.Exercise(
-        reference=clipped_terms, inputs=_update, minutes=15, difficulty=3,
+        reference=clipped_terms, inputs=_update, minutes=10, difficulty=3,
         wrong={
             "the loss is the *larger* of the two terms, the more pessimistic one": _smaller,
             "the clipped term alone also silences terms that should pull back": _only_clipped,
@@ -188,47 +240,55 @@ EXERCISES = {
             "an advantage belongs to a picture, the first axis: `advantages[:, None]`":
                 _wrong_axis,
         },
-        hints=["The ratio is exp(new - old).",
-               "Compute both terms of the equation, then take `torch.maximum` of them."]),
+        hints=["What turns a difference of log-probabilities into a ratio?",
+               "Of two losses the larger is the pessimistic one. An advantage is one number a "
+               "picture, a ratio one a picture and step."]),
     "01.4": wb.Exercise(
-        reference=silenced_share, minutes=15, difficulty=3,
-        inputs=lambda g: [1 + 0.2 * torch.randn(9, 6, generator=g),
-                          torch.randn(9, generator=g), 0.1],
-        wrong={
-            "that counts all ratios outside the range; some of them still pull back": _outside,
-            "the other way round: those are the terms that pull back": _pulling_back,
-        },
-        hints=["Take A > 0 and a ratio far above 1. Which of the two terms is the larger, and does "
-               "it depend on the ratio?"]),
-    "01.5": wb.Exercise(
-        reference=remembered_advantages, minutes=10, difficulty=2,
-        inputs=lambda g: [1 + torch.randn(4, generator=g), torch.randn(8, generator=g)],
+        reference=remembered_advantages, minutes=5, difficulty=2, inputs=_rounds,
         wrong={
             "put the new rewards into the memory first: the statistics are of both": _only_past,
             "the past is missing: a round in which all pictures are better must get positive "
             "advantages": _only_present,
             "take the population deviation (divide by n): `correction=0`": _sample_deviation,
+            "add 1e-6 to the deviation, else equal rewards divide by zero":
+                _no_floor_remembered,
         },
-        hints=["Join past and present with `torch.cat`, then standardize the present ones."]),
+        hints=["What does the prompt's average reward become when the new rewards have joined the "
+               "memory?", "Mean and deviation are taken over a longer tensor than the one that you "
+               "return."]),
+    "01.5": wb.Exercise(
+        reference=silenced_share, minutes=10, difficulty=3, inputs=_batch,
+        wrong={
+            "that counts all ratios outside the range; some of them still pull back": _outside,
+            "the other way round: those are the terms that pull back": _pulling_back,
+            "a term with advantage 0 has no gradient that the clip could take": _zero_counted,
+        },
+        hints=["Take A > 0 and a ratio far above 1. Which of the two terms is the larger, and does "
+               "it depend on the ratio?"]),
 }
 
 QUIZZES = {
     "01.q1": wb.Quiz(
-        "All weights were shaken a little, in random directions. Which of the four ratios moved?",
-        ["only those of good pictures", "only those of bad pictures",
-         "any of them, in any direction", "none: the pictures are already drawn"],
-        2, "Nobody told the weights where to go. The loss now decides who may still pull."),
+        "All weights were shaken a little, in random directions. What do the four ratios become?",
+        ["below 1: the actions were drawn by the old weights",
+         "above 1 for good pictures, below 1 for bad ones",
+         "above 1 for some, below 1 for others, whatever their scores",
+         "exactly 1: the pictures are already drawn"],
+        2, "Nobody told the weights where to go. A drawn action lies beside its mean, so a small "
+        "move of the mean may come nearer to it or go away. (A large move leaves nearly all "
+        "actions behind: then all ratios fall.)"),
     "01.q2": wb.Quiz(
-        "IS (four updates per batch), SF (one) and RWR (regression on the policy's own best "
-        "pictures) get the same reward queries. Which order of gains does the paper report?",
-        ["IS slightly above SF, both far above RWR", "RWR above IS above SF",
-         "SF far above IS, IS above RWR", "all alike: the queries are the same"],
-        0, "The tables below say which of it came out here, and what an arm does whose rewards "
-        "are shuffled."),
+        "After equally many reward queries, which order of gains do you expect in the figures "
+        "below?",
+        ["IS and SF nearly level, both far above RWR; the sham wanders",
+         "IS far above SF: four updates instead of one; then RWR, then the sham",
+         "RWR first: it copies its best pictures; the sham falls",
+         "all alike, the sham included: any training on one's own pictures colors them"],
+        0, "The paper also reports IS slightly above SF and both far above RWR. Here SF's higher "
+        "rate makes up for its fewer updates."),
     "01.q3": wb.Quiz(
-        "The latents get 4 times as many numbers, and an update moves each of them by the same "
-        "share of its standard deviation. By which factor does the spread of the mean-reduced "
-        "log-ratio change?",
+        "The latents get 4 times as many numbers, and an update moves the mean of each by as many "
+        "standard deviations as before. By which factor does the spread of the log-ratio change?",
         ["4", "1/2", "1/4", "it stays"],
         1, "It is d / sqrt(D): half of it at 4 D. So the clip range of a large model is too "
         "narrow for a small one: 1e-4 at 16,384 numbers becomes 6e-4 at 512."),
