@@ -49,32 +49,15 @@ def operator_of(steps: Tensor) -> Tensor:
     return torch.tensor(["+-*".index(s[0]) for s in STEPS])[steps]
 
 
-def sample_chains(
-    count: int,
-    length: int,
-    generator: torch.Generator,
-    pair: tuple[str, str] | None = None,
-    with_pair: bool = False,
-) -> Chains:
-    """Random chains; operators are equally likely. pair: an ordered pair of neighboring operators
-    that no chain holds, or (with_pair) that every chain holds somewhere. ValueError for length < 1,
-    or < 2 where a pair is asked for."""
-    if length < (2 if with_pair else 1):
+def sample_chains(count: int, length: int, generator: torch.Generator) -> Chains:
+    """Random chains; operators are equally likely. ValueError for a length under 1."""
+    if length < 1:
         raise ValueError(f"chains of {length} steps cannot be made; ask for more steps")
-    starts, steps = [], []
-    while sum(map(len, starts)) < count:
-        operator = torch.randint(3, (count, length), generator=generator)
-        operand = torch.rand(count, length, generator=generator)
-        size = torch.tensor([9, 9, 3])[operator]
-        drawn = torch.tensor([0, 9, 18])[operator] + (operand * size).long()
-        keep = torch.ones(count, dtype=torch.bool)
-        if pair is not None:
-            first, second = ("+-*".index(name) for name in pair)
-            found = ((operator[:, :-1] == first) & (operator[:, 1:] == second)).any(1)
-            keep = found if with_pair else ~found
-        starts.append(torch.randint(10, (count,), generator=generator)[keep])
-        steps.append(drawn[keep])
-    return Chains(torch.cat(starts)[:count], torch.cat(steps)[:count])
+    operator = torch.randint(3, (count, length), generator=generator)
+    operand = torch.rand(count, length, generator=generator)
+    size, first = torch.tensor([9, 9, 3])[operator], torch.tensor([0, 9, 18])[operator]
+    start = torch.randint(10, (count,), generator=generator)
+    return Chains(start, first + (operand * size).long())
 
 
 def solve(chains: Chains) -> Tensor:
