@@ -127,7 +127,7 @@ def test_loader_reads_the_authors_format(tmp_path):
         (np.zeros((0, 2, 4, 2), int), [], "at least one"),
         (np.zeros((2, 4, 2), int), [0, 1], r"\[N, 2"),
         (np.full((2, 2, 4, 2), 2), [0, 1], "a move that is none"),
-        (np.array(WALKS) + [[[10, 0], [0, 0], [0, 0], [0, 0]]], [0, 1], "outside the board"),
+        (np.array(WALKS) + [[[10, 0], [0, 0], [0, 0], [0, 0]]], [0, 1], "no cell of a"),
         ([[[[0, 0], [0, 0], [0, 1], [0, 1]]] * 2] * 2, [0, 1], "empty move"),
     ],
 )

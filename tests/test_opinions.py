@@ -144,7 +144,7 @@ def test_duels_equal_all_pairs_of_votes():
         )
 
 
-def test_votes_are_made_from_the_origin_and_checked(tmp_path):
+def test_votes_are_made_from_the_origin(tmp_path):
     names = [f"score{k}" for k in range(2, 12)]
     (tmp_path / "val.csv").write_text(
         f"image_id,{','.join(names)},tag1\n7,0,1,2,3,4,5,6,7,8,9,1\n3,9,0,0,0,0,0,0,0,0,1,2\n"
@@ -153,7 +153,3 @@ def test_votes_are_made_from_the_origin_and_checked(tmp_path):
     make_ava(tmp_path, tmp_path / "made")
     data = load_ava(tmp_path / "made")
     assert data.image.tolist() == [3, 7] and data.votes[0].tolist() == [9] + [0] * 8 + [1]
-    path = tmp_path / "made" / "votes.csv"
-    path.write_text(path.read_text().replace("9,0,0", "x,0,0"))
-    with pytest.raises(ValueError, match="whole numbers"):
-        load_ava(tmp_path / "made")

@@ -1,6 +1,5 @@
 """The film review sentences: what is committed, how it is made, and which ratings belong to them."""
 
-import pytest
 import torch
 
 from data.human.vader.make_reviews import LONGEST, SHORTEST, WORDS, blanked, make_reviews, split
@@ -62,10 +61,3 @@ def test_rare_words_become_blanks():
     assert blanked(rows, 1) == [["_", "b", "b"], ["_", "_", "b"]]
     assert blanked(rows, 2) == [["a", "b", "b"], ["a", "_", "b"]]
     assert split("It's 3 O'Clock -- NOW!") == ["it's", "o'clock", "now", "!"]
-
-
-def test_a_torn_file_is_named(tmp_path):
-    made(tmp_path)
-    (tmp_path / "reviews.csv").write_text("item\n1\n")
-    with pytest.raises(ValueError, match="reviews.csv"):
-        load_reviews(tmp_path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .human import DATA, columns
+from .human import DATA, number, table, text
 
 AGIQA = DATA / "human" / "agiqa3k"
 COLUMNS = ("prompt", "generator", "quality", "quality_std", "fit", "fit_std")
@@ -33,12 +33,12 @@ class TwoRatings:
 
 
 def load_agiqa(folder: str | Path = AGIQA) -> TwoRatings:
-    """The committed ratings; ValueError if the file is missing, changed or malformed."""
-    rows = columns(Path(folder) / "ratings.csv", dict(zip(COLUMNS, (int, str, *[float] * 4))))
+    """The committed ratings, or those of a person's own folder (ratings.csv)."""
+    score = number(float, 0, 5)
+    kinds = dict(zip(COLUMNS, (number(int, 0), text, *[score] * 4)))
+    rows = table(Path(folder) / "ratings.csv", kinds)
     mean = torch.tensor([rows["quality"], rows["fit"]]).T.contiguous()
     spread = torch.tensor([rows["quality_std"], rows["fit_std"]]).T.contiguous()
-    if mean.min() < 0 or mean.max() > 5:
-        raise ValueError("ratings.csv needs mean ratings between 0 and 5")
     names = sorted(set(rows["generator"]))
     generator = torch.tensor([names.index(name) for name in rows["generator"]])
     return TwoRatings(mean, spread, torch.tensor(rows["prompt"]), generator, tuple(names))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .human import DATA, columns
+from .human import DATA, number, table
 
 AVA = DATA / "human" / "ava"
 SCORES = tuple(range(1, 11))
@@ -24,10 +24,10 @@ class PhotoVotes:
 def load_ava(folder: str | Path = AVA) -> PhotoVotes:
     """The committed votes on 12,775 photographs (the validation part of AVA)."""
     names = ["image", *map(str, SCORES)]
-    rows = columns(Path(folder) / "votes.csv", dict.fromkeys(names, int))
+    rows = table(Path(folder) / "votes.csv", dict.fromkeys(names, number(int, 0)))
     votes = torch.tensor([rows[name] for name in names[1:]]).T.contiguous()
-    if (votes < 0).any() or (votes.sum(1) < 1).any():
-        raise ValueError("votes.csv needs counts from 0, with a vote in each row")
+    if (votes.sum(1) < 1).any():
+        raise ValueError("votes.csv needs a vote in each row")
     return PhotoVotes(torch.tensor(rows["image"]), votes)
 
 

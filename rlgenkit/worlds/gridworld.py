@@ -5,12 +5,17 @@ Everything is exact, in float64, and batched over R reward functions or policies
 moves, F features.
 """
 
+import io
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .human import checked_bytes
 
 FEATURES = ("gas", "goal", "sheep", "coin", "road block", "mud")
 DELIVERY_WEIGHTS = (-1.0, 50.0, -50.0, 1.0, -1.0, -2.0)
@@ -239,7 +244,7 @@ def load_delivery_labels(path: str | Path, world: Gridworld) -> SegmentLabels:
     path = Path(path).expanduser()
     prefix = path / "Privileged-Control" if path.is_dir() else path
     pairs = _array(prefix, "segment_pairs")
-    votes = _array(prefix, "Y").astype(np.float64)
+    votes = _array(prefix, "Y")
     if pairs.ndim != 4 or pairs.shape[1] != 2 or pairs.shape[2] < 2 or pairs.shape[3] != 2:
         raise ValueError(f"segment_pairs must be [N, 2, L + 1, 2], not {list(pairs.shape)}")
     if votes.shape != pairs.shape[:1] or not len(votes):
@@ -257,20 +262,17 @@ def load_delivery_labels(path: str | Path, world: Gridworld) -> SegmentLabels:
 
 def _array(prefix: Path, name: str) -> np.ndarray:
     file = prefix.with_name(f"{prefix.name}_full_filtered_{name}.npy")
-    if not file.is_file():
-        raise ValueError(
-            f"{file.name} is missing in {file.parent.name or 'the folder'}: name a "
-            "folder with the authors' arrays, or a prefix such as Question-Control"
-        )
-    try:
-        return np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file.name} is no plain NumPy array of numbers") from error
+    content = io.BytesIO(checked_bytes(file))
+    with suppress(AttributeError, EOFError, OSError, ValueError, BadZipFile):
+        found = np.load(content, allow_pickle=False).astype(np.float64)
+        if np.isfinite(found).all():
+            return found
+    raise ValueError(f"{file.name} is no plain NumPy array of finite numbers")
 
 
 def _segments(world: Gridworld, walks: np.ndarray) -> Segments:
     """Segments from walks [N, L + 1, 2]: start cell (row, column), then moves as in MOVES."""
-    walks = torch.from_numpy(walks.astype(np.int64))
+    walks = torch.from_numpy(walks)
     hit = (walks[:, 1:, None] == torch.tensor(MOVES)).all(-1)  # [N, L, A]
     padding = (walks[:, 1:] == 0).all(-1)  # (0, 0) follows the end of an episode
     if not (hit.any(-1) | padding).all():
@@ -278,9 +280,9 @@ def _segments(world: Gridworld, walks: np.ndarray) -> Segments:
             "segment_pairs holds a move that is none of (-1, 0), (1, 0), (0, -1) and (0, 1)"
         )
     start, size = walks[:, 0], torch.tensor(world.cells.shape)
-    if not ((start >= 0) & (start < size)).all():
-        raise ValueError(f"segment_pairs holds a start outside the board of {size.tolist()} cells")
-    cells = start[:, 0] * world.cells.shape[1] + start[:, 1]
+    if not ((start >= 0) & (start < size) & (start == start.round())).all():
+        raise ValueError(f"segment_pairs holds a start that is no cell of a {size.tolist()} board")
+    cells = (start[:, 0] * world.cells.shape[1] + start[:, 1]).long()
     segments = follow(world, cells, hit.double().argmax(-1))
     if (padding & world.starts[segments.states[:, :-1]]).any():
         raise ValueError("segment_pairs holds the empty move (0, 0) before the end of an episode")

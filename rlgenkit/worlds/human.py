@@ -1,13 +1,15 @@
 """Real people's judgments as small arrays: loaders of the packs in data/human.
 
-Each pack's make.py writes it from the files of its origin.
+Each pack's make.py writes it from the files of its origin. Every pack is read by `table`, from the
+committed file or from a person's own folder, with the same checks.
 """
 
 import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,127 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 GENEVAL = DATA / "human" / "geneval"
 MODELS = ("sdv2", "if-xl")  # Stable Diffusion 2.1 and DeepFloyd IF-XL
 RATERS = 5
+MOST = 10**9  # no count or index is larger
+
+# ---- one loader
+
+Reader = Callable[[Any], Any]
+
+
+def number(kind: type, low: float, high: float = MOST, empty: Any = None) -> Reader:
+    """Reads a cell as int or float within low..high; an empty cell as `empty` if that is given."""
+
+    def read(cell: Any) -> Any:
+        if cell == "" and empty is not None:
+            return empty
+        with suppress(TypeError, ValueError):
+            found = kind(cell) if isinstance(cell, str) else cell
+            if type(found) in (int, kind) and low <= found <= high:
+                return found
+        what = "whole number" if kind is int else "number"
+        raise ValueError(f"needs a {what} from {low} to {high}")
+
+    return read
+
+
+def one_of(meanings: dict) -> Reader:
+    """Reads a cell as what its value means: {"sdv2": 0, "if-xl": 1}."""
+    known = {repr(key): meaning for key, meaning in meanings.items()}
+
+    def read(cell: Any) -> Any:
+        if repr(cell) not in known:
+            raise ValueError(f"needs one of {', '.join(list(known)[:9])}")
+        return known[repr(cell)]
+
+    return read
+
+
+def text(cell: Any) -> str:
+    """Reads a cell as a text that is not blank."""
+    if not isinstance(cell, str) or not cell.strip():
+        raise ValueError("needs a text")
+    return cell
+
+
+def several(count: int, read: Reader) -> Reader:
+    """Reads a cell as `count` values, in a CSV file with spaces between them."""
+
+    def read_all(cell: Any) -> list:
+        cells = cell.split() if isinstance(cell, str) else cell
+        if not isinstance(cells, list) or len(cells) != count:
+            raise ValueError(f"needs {count} values")
+        return [read(one) for one in cells]
+
+    return read_all
+
+
+def table(path: Path, columns: dict[str, Reader]) -> dict[str, list]:
+    """Columns of a checked CSV or JSON-lines file: name -> N values as their readers give them.
+
+    ValueError, one sentence that names file, line and column, for whatever is not as declared.
+    """
+    try:
+        content = checked_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path.name} is not UTF-8 at byte {error.start}; save it as UTF-8"
+        ) from None
+    found: dict[str, list] = {name: [] for name in columns}
+    for line, row in (_csv_rows if path.suffix == ".csv" else _json_rows)(path.name, content):
+        for name, read in columns.items():
+            try:
+                if row.get(name) is None:
+                    raise ValueError("is missing")
+                found[name].append(read(row[name]))
+            except ValueError as error:
+                raise ValueError(f"{path.name}, line {line}: column {name} {error}") from None
+    if not all(found.values()):
+        raise ValueError(f"{path.name} needs rows with the columns {', '.join(columns)}")
+    return found
+
+
+def _csv_rows(name: str, content: str) -> Iterator[tuple[int, dict]]:
+    rows = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        if len(set(rows.fieldnames or [])) < len(rows.fieldnames or []):
+            raise csv.Error("a column stands twice in the header")
+        for row in rows:
+            if None in row:
+                raise csv.Error("more values than columns")
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {rows.line_num}: {error}") from None
+
+
+def _json_rows(name: str, content: str) -> Iterator[tuple[int, dict]]:
+    for line, written in enumerate(content.split("\n"), 1):
+        row = None
+        with suppress(ValueError, RecursionError):
+            row = json.loads(written or "{}")
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}, line {line}: needs a JSON object")
+        if written.strip():
+            yield line, row
+
+
+def checked_bytes(path: Path) -> bytes:
+    """The file's bytes, if they are those that data/manifest.json names (ValueError if not)."""
+    path, listed = path.resolve(), DATA / "manifest.json"
+    inside = path.is_relative_to(DATA)
+    name = f"data/{path.relative_to(DATA).as_posix()}" if inside else path.name
+    restore = "; restore it " + (f"with git checkout -- {name}" if inside else "or name another")
+    if not path.is_file():
+        raise ValueError(f"{name} is missing in {path.parent.name or 'the folder'}{restore}")
+    content = path.read_bytes()
+    if inside and listed.is_file():
+        known = json.loads(listed.read_text(encoding="utf-8"))["files"]
+        hashes = {row["path"]: row["sha256"] for row in known}
+        if hashes.get(name, "") not in ("", hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"{name} is not the file that data/manifest.json names{restore}")
+    return content
+
+
+# ---- the packs
 
 
 @dataclass(frozen=True)
@@ -38,24 +161,26 @@ class HumanRatings:
 
 
 def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
-    """The committed ratings; ValueError if the files are missing or not those of the manifest."""
-    rows = columns(
-        Path(folder) / "ratings.csv",
-        {
-            "model": MODELS.index,
-            "prompt": int,
-            "sample": int,
-            "rater": int,
-            "fit": _number,
-            "realism_0": _number,
-            "realism_1": _number,
-        },
-    )
-    asked = columns(Path(folder) / "prompts.csv", {"prompt": int, "tag": str})
+    """The committed ratings, or those of a person's own folder (ratings.csv, prompts.csv)."""
+    index, fit = number(int, 0), number(float, 1, 4, float("nan"))
+    real = number(float, 1, 3, float("nan"))
+    asked = table(Path(folder) / "prompts.csv", {"prompt": index, "tag": text})
     tasks = dict(zip(asked["prompt"], asked["tag"]))
+    kinds = {
+        "model": one_of({name: k for k, name in enumerate(MODELS)}),
+        "prompt": one_of({str(prompt): prompt for prompt in tasks}),
+        "sample": index,
+        "rater": number(int, 0, RATERS - 1),
+        "fit": fit,
+        "realism_0": real,
+        "realism_1": real,
+    }
+    rows = table(Path(folder) / "ratings.csv", kinds)
     keys = list(zip(rows["model"], rows["prompt"], rows["sample"]))
     images = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     place = torch.tensor([images[key] for key in keys]), torch.tensor(rows["rater"])
+    if len(set(zip(keys, rows["rater"]))) < len(keys):
+        raise ValueError("ratings.csv has two rows of one rater for one image")
     fit = torch.full((len(images), RATERS), float("nan"))
     realism = torch.full((len(images), RATERS, 2), float("nan"))
     fit[place] = torch.tensor(rows["fit"])
@@ -67,49 +192,6 @@ def load_geneval(folder: str | Path = GENEVAL) -> HumanRatings:
         torch.tensor([p for _, p, _ in images]),
         tuple(tasks[p] for _, p, _ in images),
     )
-
-
-def _number(text: str) -> float:
-    return float(text) if text else float("nan")
-
-
-def columns(path: Path, kinds: dict[str, Callable[[str], Any]]) -> dict[str, list]:
-    """Columns of a checked CSV file, name -> N values, each read by its kind (int, float, str ...).
-
-    ValueError, in one sentence that names the file, for an absent column, a value that is not of
-    its kind, or no row.
-    """
-    rows = list(csv.DictReader(io.StringIO(checked_bytes(path).decode("utf-8"), newline="")))
-    try:
-        found = {name: [kind(row[name]) for row in rows] for name, kind in kinds.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
-            f"{path.name} needs the columns {', '.join(kinds)}, with numbers or whole "
-            f"numbers where the committed file has them ({error!r})"
-        ) from error
-    if not rows:
-        raise ValueError(f"{path.name} needs rows below its header")
-    return found
-
-
-def checked_bytes(path: Path) -> bytes:
-    """The file's bytes, if they are those that data/manifest.json names (ValueError if not)."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path.name} is missing in {path.parent.name}; restore it with "
-            f"git checkout -- data/human"
-        )
-    content = path.read_bytes()
-    if path.is_relative_to(DATA) and (DATA / "manifest.json").is_file():
-        known = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))["files"]
-        name = f"data/{path.relative_to(DATA).as_posix()}"
-        hashes = [row["sha256"] for row in known if row["path"] == name]
-        if hashes and hashes[0] != hashlib.sha256(content).hexdigest():
-            raise ValueError(
-                f"{name} is not the file that data/manifest.json names; restore it "
-                f"with git checkout -- {name}"
-            )
-    return content
 
 
 CAPTIONS = DATA / "human" / "captions"
@@ -137,14 +219,15 @@ def load_captions(contest: int = 540, folder: str | Path = CAPTIONS) -> CaptionV
     if folder == CAPTIONS and contest not in CONTESTS:
         raise ValueError(f"there is no contest {contest}; choose one of {CONTESTS}")
     names = [*VOTES, *(f"adaptive_{name}" for name in VOTES)]
-    count = {name: lambda text: int(text) if text != "" else -1 for name in names}
-    rows = columns(folder / f"{contest}.csv", count | {"caption": str})
+    kinds = {name: number(int, 0, empty=-1 if name not in VOTES else None) for name in names}
+    rows = table(folder / f"{contest}.csv", kinds | {"caption": text})
     counts = torch.tensor([rows[name] for name in names]).T.contiguous()
-    if (counts < -1).any():
-        raise ValueError(f"{contest}.csv has a negative count")
     if (counts[:, :3].sum(1) < 1).any():
         raise ValueError(f"{contest}.csv has a caption without votes; leave such rows out")
-    adaptive = counts[:, 3:] if bool((counts[:, 3:] >= 0).all()) else None
+    voted = counts[:, 3:] >= 0
+    if voted.any() and not voted.all():
+        raise ValueError(f"{contest}.csv needs adaptive votes in every row or in none")
+    adaptive = counts[:, 3:] if bool(voted.all()) else None
     return CaptionVotes(contest, tuple(rows["caption"]), counts[:, :3], adaptive)
 
 
@@ -160,12 +243,10 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
     in the origin's notes; it is seen in the data (residuals of neighbors correlate at 0.35 inside
     a batch and at -0.05 across its edge).
     """
-    whole = {"batch": int, "ratings": lambda text: [int(v) for v in text.split()]}
-    rows = columns(Path(folder) / "sessions.csv", whole)
-    if any(len(row) != BATCH or max(map(abs, row)) > 4 for row in rows["ratings"]):
-        raise ValueError(f"sessions.csv needs {BATCH} ratings between -4 and 4 in every row")
+    kinds = {"batch": number(int, 0, 10**6), "ratings": several(BATCH, number(int, -4, 4))}
+    rows = table(Path(folder) / "sessions.csv", kinds)
     ratings, batch = torch.tensor(rows["ratings"]), torch.tensor(rows["batch"])
-    if (batch < 0).any() or (batch.bincount() == 1).any():
+    if (batch.bincount() < 2).any():
         raise ValueError(
             "sessions.csv needs batch numbers from 0, and two sessions or more in every batch"
         )

@@ -3,14 +3,14 @@
 Source: swaroop-nath/reward-approx-social-choice-opp-summ (MIT), Nath et al. 2024 (2402.15473). The reviews and the annotators' names are left out.
 """
 
-import json
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, checked_bytes
+from .human import DATA, checked_bytes, number, one_of, several, table, text
 
 OPINPREF = DATA / "human" / "opinpref"
 ASPECTS = (
@@ -45,72 +45,55 @@ class OpinPref:
 
 
 def load_opinpref(folder: str | Path = OPINPREF) -> OpinPref:
-    """The committed choices; ValueError if a file is missing, changed or malformed, or if one of
-    the two answers never occurs."""
+    """The committed choices, or those of a person's own folder (pairs.jsonl, and
+    embeddings.safetensors if there is one); both answers must occur."""
     folder = Path(folder)
-    lines = checked_bytes(folder / "pairs.jsonl").decode("utf-8").splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-        made = OpinPref(
-            tuple((r["first"], r["second"]) for r in rows),
-            torch.tensor([r["aspects"] for r in rows], dtype=torch.float32),
-            torch.tensor([{1: 1.0, 2: 0.0}[r["choice"]] for r in rows]),
-            torch.tensor([r["annotator"] for r in rows]),
-            torch.tensor([r["recipes"] for r in rows]),
-            torch.tensor([r["split"] == "validation" for r in rows]),
-            None,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"pairs.jsonl has a row that cannot be read ({error!r}); restore it with "
-            "git checkout -- data/human"
-        ) from error
-    if (
-        made.aspects.shape != (len(rows), 2, len(ASPECTS))
-        or not ((made.aspects >= 0) & (made.aspects <= 5)).all()
-    ):
-        raise ValueError("every row of pairs.jsonl needs 2 x 7 aspect scores in 0..5")
-    if made.first_wins.unique().numel() < 2:
+    kinds = {
+        "first": text,
+        "second": text,
+        "aspects": several(2, several(len(ASPECTS), number(float, 0, 5))),
+        "choice": one_of({1: 1.0, 2: 0.0}),
+        "annotator": number(int, 0, 3),
+        "recipes": several(2, number(int, 0, 8)),
+        "split": one_of({"train": False, "validation": True}),
+    }
+    rows = table(folder / "pairs.jsonl", kinds)
+    if len(set(rows["choice"])) < 2:
         raise ValueError("all choices are the same side; there is nothing to learn from them")
-    return replace(made, embeddings=_embeddings(folder, len(rows)))
+    names = ("choice", "annotator", "recipes", "split")
+    return OpinPref(
+        tuple(zip(rows["first"], rows["second"])),
+        torch.tensor(rows["aspects"], dtype=torch.float32),
+        *(torch.tensor(rows[name]) for name in names),
+        _embeddings(folder, len(rows["choice"])),
+    )
 
 
 def _embeddings(folder: Path, rows: int) -> Tensor | None:
     path = folder / "embeddings.safetensors"
     if not path.is_file():
         return None
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    found = load(checked_bytes(path))["summaries"].float()
-    if found.shape[:2] != (rows, 2):
+    found = torch.empty(0)
+    with suppress(SafetensorError, KeyError):
+        found = load(checked_bytes(path))["summaries"].float()
+    if found.shape[:2] != (rows, 2) or found.ndim != 3 or not found.isfinite().all():
         raise ValueError(
-            f"embeddings.safetensors holds {list(found.shape)}, not {rows} pairs; "
+            f"embeddings.safetensors needs finite numbers [{rows}, 2, D] named summaries; "
             "make it again or delete it"
         )
     return found
 
 
 def load_preference_pairs(path: str | Path) -> list[tuple[str, str]]:
-    """(chosen, rejected) texts of a JSON-lines file with these two fields, as HH-RLHF has them.
-
-    Raises ValueError, naming the line, where a field is missing, empty, or both are the same.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file of preference pairs at '{path.name}'; fix the path")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            pair = row["chosen"], row["rejected"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"line {number} of {path.name} needs a JSON object with the texts "
-                "chosen and rejected"
-            ) from error
-        if not all(isinstance(t, str) and t.strip() for t in pair) or pair[0] == pair[1]:
-            raise ValueError(f"line {number} of {path.name} needs two different texts")
-        found.append(pair)
-    if not found:
-        raise ValueError(f"{path.name} holds no pairs")
-    return found
+    """(chosen, rejected), two different texts, of a JSON-lines file with these two fields, as
+    HH-RLHF has them."""
+    path = Path(path).expanduser()
+    rows = table(path, {"chosen": text, "rejected": text})
+    pairs = list(zip(rows["chosen"], rows["rejected"]))
+    for place, (chosen, rejected) in enumerate(pairs, 1):
+        if chosen == rejected:
+            raise ValueError(f"pair {place} of {path.name} needs two different texts")
+    return pairs

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .human import BATCH, VADER, columns, load_vader
+from .human import BATCH, VADER, load_vader, number, table, text
 
 PAD, END, BLANK = 0, 1, 2
 SPECIAL = ("<pad>", "<end>", "_")
@@ -35,9 +35,11 @@ class Reviews:
 
 
 def load_reviews(folder: str | Path = VADER) -> Reviews:
-    """The committed sentences; ValueError if a file is missing or not that of the manifest."""
-    rows = columns(Path(folder) / "reviews.csv", {"item": int, "words": str.split})
-    words = rows["words"]
+    """The committed sentences, or those of a person's own folder (reviews.csv, sessions.csv)."""
+    ratings, batch = load_vader(folder)
+    last = BATCH * (int(batch.max()) + 1) - 1
+    rows = table(Path(folder) / "reviews.csv", {"item": number(int, 0, last), "words": text})
+    words = [row.split() for row in rows["words"]]
     counts = Counter(word for row in words for word in row)
     counts.pop("_", None)
     vocabulary = (*SPECIAL, *sorted(counts, key=lambda word: (-counts[word], word)))
@@ -45,7 +47,7 @@ def load_reviews(folder: str | Path = VADER) -> Reviews:
     ids = torch.zeros(len(words), max(map(len, words)) + 1, dtype=torch.long)
     for k, row in enumerate(words):
         ids[k, : len(row) + 1] = torch.tensor([place[word] for word in row] + [END])
-    return Reviews(vocabulary, ids, _halves(*load_vader(folder), torch.tensor(rows["item"])))
+    return Reviews(vocabulary, ids, _halves(ratings, batch, torch.tensor(rows["item"])))
 
 
 def _halves(ratings: Tensor, batch: Tensor, items: Tensor) -> Tensor:

@@ -1,0 +1,261 @@
+"""A person's own folder instead of a committed pack: every damage is one sentence, or harmless."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from rlgenkit.worlds import gridworld, human
+from rlgenkit.worlds.agiqa import AGIQA, load_agiqa
+from rlgenkit.worlds.ava import AVA, load_ava
+from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
+from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.reviews import load_reviews
+
+PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
+# pack -> loader of a folder, its file, the committed folder that lends a few rows, columns that
+# may be empty
+PACKS = {
+    "agiqa": (load_agiqa, "ratings.csv", AGIQA, ()),
+    "ava": (load_ava, "votes.csv", AVA, ()),
+    "captions": (
+        lambda folder: human.load_captions(514, folder),
+        "514.csv",
+        human.CAPTIONS,
+        ("adaptive_funny",),
+    ),
+    "geneval": (
+        human.load_geneval,
+        "ratings.csv",
+        human.GENEVAL,
+        ("fit", "realism_0", "realism_1"),
+    ),
+    "geneval prompts": (human.load_geneval, "prompts.csv", human.GENEVAL, ()),
+    "vader": (human.load_vader, "sessions.csv", human.VADER, ()),
+    "reviews": (load_reviews, "reviews.csv", human.VADER, ()),
+    "gsm8k": (load_gsm8k, "solutions.jsonl", GSM8K, ()),
+    "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
+    "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
+}
+NUMBERS = {
+    "agiqa": "prompt quality quality_std fit fit_std",
+    "ava": "image 1 10",
+    "captions": "unfunny somewhat_funny funny adaptive_funny",
+    "geneval": "model prompt sample rater fit realism_0 realism_1",
+    "geneval prompts": "prompt",
+    "vader": "batch ratings",
+    "reviews": "item",
+    "opinpref": "aspects choice annotator recipes split",
+    "gsm8k": "right",
+}
+TEXTS = {
+    "agiqa": "generator",
+    "captions": "caption",
+    "geneval prompts": "tag",
+    "reviews": "words",
+    "gsm8k": "question answer solutions",
+    "opinpref": "first second",
+    "pairs": "chosen rejected",
+}
+EACH = [(pack, name) for pack, names in NUMBERS.items() for name in names.split()]
+EACH_TEXT = [(pack, name) for pack, names in TEXTS.items() for name in names.split()]
+
+
+def lines_of(path, count):
+    """The first rows of a committed file, whatever line ends its cells hold."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in text.split("\n")[:count] if line]
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return [row for _, row in zip(range(count), rows)]
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        made = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        file = io.StringIO()
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        made = file.getvalue()
+    path.write_text(made, encoding="utf-8")
+    return path
+
+
+def own(pack, folder):
+    """(loader, file, rows) of a small good folder of this pack's form."""
+    load, name, committed, _ = PACKS[pack]
+    if not committed:
+        return load, write(folder / name, PAIRS), PAIRS
+    for path in committed.glob("[!m]*.[cj]s*"):
+        write(folder / path.name, lines_of(path, 600 if path.stem == "prompts" else 15))
+    return load, folder / name, lines_of(folder / name, 600)
+
+
+def refused(load, folder, *words):
+    with pytest.raises(ValueError) as caught:
+        load(folder)
+    said = str(caught.value)
+    assert "\n" not in said and len(said) < 400 and type(caught.value) is ValueError
+    assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_harmless_variants_are_read_alike(pack, tmp_path):
+    load, path, rows = own(pack, tmp_path)
+    good = str(load(tmp_path))
+    text = path.read_bytes()
+    for variant in (b"\xef\xbb\xbf" + text, text.replace(b"\n", b"\r\n"), text + b"\n\n"):
+        path.write_bytes(variant)  # a byte order mark, line ends of Windows, blank lines
+        assert str(load(tmp_path)) == good
+
+
+@pytest.mark.parametrize("pack", PACKS)
+def test_damaged_files_are_named_in_one_sentence(pack, tmp_path):
+    load, path, rows = own(pack, tmp_path)
+    text = path.read_text(encoding="utf-8")
+    for content in ("", "\n", "{}\n", "[1]\n", "no json, no table\n", "[" * 100_000, "\0"):
+        path.write_text(content, encoding="utf-8")
+        refused(load, tmp_path, path.name)
+    for encoding in ("utf-16", "latin-1"):
+        path.write_bytes((text + "\xe9\n").encode(encoding, errors="replace"))
+        refused(load, tmp_path, path.name, "UTF-8")
+    path.unlink()
+    refused(load, tmp_path, path.name, "is missing")
+    path.mkdir()
+    refused(load, tmp_path, path.name, "is missing")
+
+
+@pytest.mark.parametrize("pack", [p for p in PACKS if PACKS[p][1].endswith("csv")])
+def test_torn_tables_are_named_with_their_line(pack, tmp_path):
+    load, path, rows = own(pack, tmp_path)
+    header, first, rest = path.read_text(encoding="utf-8").split("\n", 2)
+    names = header.split(",")
+    for what, content in {
+        "rows": header + "\n",
+        "missing": f"{header}\n{first.split(',')[0]}\n{rest}",  # a short row
+        "more values": f"{header}\n{first},1\n{rest}",
+        "twice": f"{header},{names[0]}\n{first},1\n",
+        "line 2": f'{header}\n"{first}\n{rest}',  # a quote that is never closed
+        f"column {names[1]}": f"{names[0]},x\n{first.split(',')[0]},1\n",
+    }.items():
+        path.write_text(content, encoding="utf-8")
+        refused(load, tmp_path, path.name, *([what] if what != "line 2" else []))
+
+
+@pytest.mark.parametrize("pack, column", EACH + EACH_TEXT)
+def test_a_bad_cell_is_named_with_file_line_and_column(pack, column, tmp_path):
+    load, path, rows = own(pack, tmp_path)
+    bad = ["", " "]
+    if (pack, column) in EACH:
+        bad += ["x", "nan", "inf", "-inf", "1e999", "-5", str(10**10), "9" * 6000]
+        bad = bad[:0] + bad[2:] if column in PACKS[pack][3] else bad
+        if isinstance(good := rows[1][column], str):
+            bad += [f"{good} {good}"]
+    if path.suffix == ".jsonl":
+        bad += [None, [], {}, float("nan"), 0.5, 7 if column != "aspects" else [[7] * 7] * 2]
+        bad += [[[float("nan")] * 7] * 2] * (column == "aspects")
+    for value in bad:
+        write(path, [rows[0], {**rows[1], column: value}, *rows[2:]])
+        line = 2 if path.suffix == ".jsonl" else 3  # a table has a header
+        refused(load, tmp_path, path.name, f"line {line}", f"column {column}")
+
+
+def test_rows_that_do_not_fit_together_are_refused(tmp_path):
+    def changed(pack, change, *words):
+        folder = tmp_path / f"{pack}{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        load, path, rows = own(pack, folder)
+        write(path, change(rows))
+        refused(load, folder, path.name, *words)
+
+    changed("geneval", lambda rows: [*rows, rows[0]], "two rows of one rater")
+    changed("geneval", lambda rows: [{**rows[0], "prompt": "4000"}], "column prompt")
+    none = dict.fromkeys((f"adaptive_{vote}" for vote in human.VOTES), "")
+    changed("captions", lambda rows: [rows[0], {**rows[1], **none}], "in every row or in none")
+    changed("captions", lambda rows: [{**rows[0], **dict.fromkeys(human.VOTES, "0")}], "without")
+    zero = dict.fromkeys(map(str, range(1, 11)), "0")
+    changed("ava", lambda rows: [rows[0], {**rows[1], **zero}], "a vote in each row")
+    changed("vader", lambda rows: rows[:1], "two sessions or more")
+    changed("vader", lambda rows: [{**row, "batch": "1"} for row in rows], "from 0")
+    changed("reviews", lambda rows: [{**rows[0], "item": 30}], "column item")
+    changed("pairs", lambda rows: [rows[0], {"chosen": "a", "rejected": "a"}], "two different")
+    folder = tmp_path / "sides"
+    folder.mkdir()
+    load, path, rows = own("opinpref", folder)
+    write(path, [{**row, "choice": 1} for row in rows])
+    refused(load, folder, "same side")
+
+
+def test_damaged_embeddings_are_refused(tmp_path):
+    from safetensors.torch import save
+
+    load, path, rows = own("opinpref", tmp_path)
+    assert load(tmp_path).embeddings is None
+    file = tmp_path / "embeddings.safetensors"
+    good = torch.zeros(len(rows), 2, 4)
+    file.write_bytes(save({"summaries": good}))
+    assert load(tmp_path).embeddings.shape == good.shape
+    for content in (
+        b"",
+        save({"summaries": good})[:-5],
+        save({"others": good}),
+        save({"summaries": good[1:].clone()}),
+        save({"summaries": good[..., 0].clone()}),
+        save({"summaries": good + float("nan")}),
+    ):
+        file.write_bytes(content)
+        refused(load, tmp_path, "embeddings.safetensors")
+
+
+def test_a_changed_committed_file_is_refused(tmp_path, monkeypatch):
+    """In a copy of data/ with its manifest: one digit more in a file is told with its repair."""
+    folder = tmp_path / "data" / "human" / "agiqa3k"
+    shutil.copytree(AGIQA, folder)
+    shutil.copy(human.DATA / "manifest.json", tmp_path / "data")
+    monkeypatch.setattr(human, "DATA", tmp_path / "data")
+    assert len(load_agiqa(folder).prompt) == 2982
+    path = folder / "ratings.csv"
+    path.write_bytes(path.read_bytes() + b"0,x,1,1,1,1\n")
+    refused(load_agiqa, folder, "git checkout -- data/human/agiqa3k/ratings.csv")
+    path.unlink()
+    refused(load_agiqa, folder, "is missing", "git checkout")
+
+
+@pytest.mark.parametrize("name", ["segment_pairs", "Y"])
+def test_damaged_arrays_of_people_are_refused(name, tmp_path):
+    walks = np.array([[[[0, 0], [0, 1]], [[0, 1], [0, 1]]]] * 2, dtype=float)
+    files = {
+        key: tmp_path / f"Privileged-Control_full_filtered_{key}.npy"
+        for key in ("segment_pairs", "Y")
+    }
+    board = gridworld.delivery_board()
+    for content in (None, "nan", "inf", "texts", "objects", "cut", b"", b"PK\3\4", "half", 1e300):
+        np.save(files["segment_pairs"], walks)
+        np.save(files["Y"], np.array([0.0, 1.0]))
+        gridworld.load_delivery_labels(tmp_path, board)
+        good, path = np.load(files[name]), files[name]
+        if content is None:
+            path.unlink()
+        elif content == "cut":
+            path.write_bytes(path.read_bytes()[:-5])
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            kinds = {"texts": "x", "objects": None, "half": 0.25}
+            np.save(
+                path,
+                np.full_like(good, kinds.get(content, content), object)
+                if content == "objects"
+                else np.full(good.shape, kinds.get(content, content)).astype(
+                    str if content == "texts" else float
+                ),
+            )
+        with pytest.raises(ValueError) as caught:
+            gridworld.load_delivery_labels(tmp_path, board)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
