@@ -1,314 +1,343 @@
-"""make bench: CPU cost of the samplers and of one policy-gradient iteration, side by side.
+"""What samplers and one policy-gradient iteration cost, beside a peer on a CPU and at full size on a GPU.
 
-Everything runs in one process on one thread. Every repeat times all rivals in turn by process_time
-(CPU seconds; wall clock on a shared machine can vary several times over), and what is reported is
-the median of the ratios of the repeats. With --peer PATH (a local checkout of flow_grpo) its own
-functions run on the same network, noise level and number of steps; its code is loaded from that
-path only.
+On a CPU everything runs in one process on one thread. Each repeat times all rivals in turn by CPU
+seconds (wall clock on a shared machine varies several times over); reported are the median of each
+and the median of the ratios to the first. `--peer PATH` names a local checkout of flow_grpo, whose
+own functions then run on the same network, noise level and number of steps, loaded from there only.
+`--device cuda` times the embedded network and one of the size of Stable Diffusion 3.5 medium
+(random weights, LoRA of rank 32: weights do not change the cost) and runs the tests marked `gpu`.
 """
-
-from __future__ import annotations
 
 import argparse
 import ast
 import importlib
 import json
-import os
-import platform
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from rlgenkit import models, optimizers, samplers
+from rlgenkit.commands.experiment import hardware
+from rlgenkit.commands.places import ROOT
 
-from rlgenkit import optimizers, samplers  # noqa: E402
+STEPS, NOISE, CLIP = 10, 0.7, 1e-4
+TRAINED = range(STEPS - 1)  # the last step is nearly deterministic and left out, as in the peer
+WINDOW = range(2, 4)
+# Networks of the class SD3; then images, side of the latents, text tokens, rank of the LoRA.
+SMALL = {
+    "sample_size": 8, "patch_size": 1, "in_channels": 4, "out_channels": 4, "num_layers": 4,
+    "attention_head_dim": 32, "num_attention_heads": 4, "joint_attention_dim": 128,
+    "caption_projection_dim": 128, "pooled_projection_dim": 128, "pos_embed_max_size": 8,
+}  # fmt: skip
+EMBEDDED = {**SMALL, "in_channels": 8, "out_channels": 8, "num_layers": 6, "qk_norm": "rms_norm"}
+SD35 = {
+    "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "num_layers": 24,
+    "attention_head_dim": 64, "num_attention_heads": 24, "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536, "pooled_projection_dim": 2048, "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
+}  # fmt: skip
+CPU_CASE = (SMALL, 8, 8, 16, None)
+GPU_CASES = {
+    "embedded flow model": (EMBEDDED, 512, 8, 16, None),
+    "size of SD 3.5 medium, 512 px": (SD35, 16, 64, 333, 32),
+}
+Rivals = Mapping[str, Callable[[], object]]
 
-STEPS, BATCH, NOISE, CLIP = 10, 8, 0.7, 1e-4
-TRAINED = STEPS - 1  # the last step is nearly deterministic and left out, as in the peer
 
-
-def medians(rivals: dict[str, Callable[[], object]], repeats: int, inner: int = 1) -> dict:
-    """Median CPU microseconds of every rival, and the median ratio of each to the first one."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for call in rivals.values():
-        call()
-    for _ in range(repeats):
+def medians(rivals: Rivals, repeats: int, clock: Callable[[], float], inner: int = 1) -> dict:
+    """Median microseconds of every rival, and the median ratio of each to the first one."""
+    spent: dict[str, list[float]] = {name: [] for name in rivals}
+    for k in range(repeats + 1):
         for name, call in rivals.items():
-            start = time.process_time()
+            start = clock()
             for _ in range(inner):
                 call()
-            seconds[name].append((time.process_time() - start) / inner)
-    first = next(iter(rivals))
+            if k:  # the first time warms up
+                spent[name].append((clock() - start) / inner)
+    first = next(iter(spent.values()))
     return {
         name: {
             "microseconds": round(statistics.median(values) * 1e6, 1),
-            "ratio": round(
-                statistics.median(a / b for a, b in zip(values, seconds[first], strict=True)), 4
-            ),
+            "ratio": round(statistics.median(a / b for a, b in zip(values, first)), 4),
         }
-        for name, values in seconds.items()
+        for name, values in spent.items()
     }
 
 
-def build_pipeline() -> object:
-    """Random SD3-class pipeline: 4 layers of width 128 over 64 + 16 tokens, and a tiny autoencoder."""
-    from diffusers import (
-        AutoencoderKL,
-        FlowMatchEulerDiscreteScheduler,
-        SD3Transformer2DModel,
-        StableDiffusion3Pipeline,
-    )
-
-    torch.manual_seed(0)
-    network = SD3Transformer2DModel(
-        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=4,
-        attention_head_dim=32, num_attention_heads=4, joint_attention_dim=128,
-        caption_projection_dim=128, pooled_projection_dim=128, pos_embed_max_size=8,
-    )  # fmt: skip
-    torch.nn.init.normal_(network.proj_out.weight, std=0.02)
-    vae = AutoencoderKL(
-        block_out_channels=(4,), norm_num_groups=2, latent_channels=4, layers_per_block=1,
-        scaling_factor=1.0, shift_factor=0.0,
-    )  # fmt: skip
-    return StableDiffusion3Pipeline(
-        transformer=network, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
-
-
 class Setting:
-    """The network with fixed random text states, and our functions closed over them."""
+    """A random network with fixed random text states, and our functions closed over them."""
 
-    def __init__(self) -> None:
-        self.pipeline = build_pipeline()
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.network = self.pipeline.transformer
-        self.tokens, self.pooled = torch.randn(BATCH, 16, 128), torch.randn(BATCH, 128)
-        self.noise = torch.randn(BATCH, 4, 8, 8)
-        self.advantages = torch.randn(BATCH)
-        sigmas = samplers.sigmas_from_scheduler(self.pipeline.scheduler, STEPS)
-        self.table = samplers.flow_table(sigmas=sigmas, noise=NOISE)
-        self.optimizer = optimizers.make_optimizer(self.network.parameters(), lr=1e-5)
-        self.generator = torch.Generator().manual_seed(0)
+    def __init__(self, case: tuple, device: str) -> None:
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+
+        config, self.batch, side, tokens, rank = case
+        torch.manual_seed(0)
+        with torch.device(device):
+            network = SD3Transformer2DModel(**config)
+            torch.nn.init.normal_(network.proj_out.weight, std=0.02)
+            self.network = network if rank is None else network.bfloat16()
+            self.trained = (
+                list(network.parameters()) if rank is None else models.add_lora(network, rank)
+            )
+            self.dtype = next(network.parameters()).dtype
+            shape = (self.batch, tokens, config["joint_attention_dim"])
+            self.tokens = torch.randn(shape, dtype=self.dtype)
+            self.pooled = torch.randn(self.batch, config["pooled_projection_dim"], dtype=self.dtype)
+            self.noise = torch.randn(self.batch, config["in_channels"], side, side)
+            self.advantages = torch.randn(self.batch)
+            self.vae = AutoencoderKL(
+                block_out_channels=(4,), norm_num_groups=2, layers_per_block=1,
+                latent_channels=config["in_channels"], scaling_factor=1.0, shift_factor=0.0,
+            )  # fmt: skip
+        self.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        self.table = samplers.flow_table(
+            sigmas=samplers.sigmas_from_scheduler(self.scheduler, STEPS), noise=NOISE
+        )
+        self.optimizer = optimizers.make_optimizer(self.trained, lr=1e-6)
+        self.generator = torch.Generator(device).manual_seed(0)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        k = len(x) // BATCH
-        return self.network(
-            hidden_states=x, timestep=t, encoder_hidden_states=self.tokens.repeat(k, 1, 1),
-            pooled_projections=self.pooled.repeat(k, 1), return_dict=False,
-        )[0]  # fmt: skip
+        k = len(x) // self.batch
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
+            return self.network(
+                hidden_states=x.to(self.dtype), timestep=t.to(x.device), return_dict=False,
+                encoder_hidden_states=self.tokens.repeat(k, 1, 1),
+                pooled_projections=self.pooled.repeat(k, 1),
+            )[0].float()  # fmt: skip
 
     @torch.no_grad()
     def bare(self) -> None:
         for t in self.table.t:
-            self.denoise(self.noise, t.expand(BATCH))
+            self.denoise(self.noise, t.expand(self.batch))
 
-    def rollout(
-        self, window: range | None = None, score_steps: range | tuple = (), tail: int | None = None
-    ) -> samplers.Trajectory:
+    def rollout(self, window: range | None = None, scored: range | tuple = (), tail: int = 0):
+        """A trajectory; tail: deterministic steps behind the window instead of those of the table."""
         table = self.table
-        if tail is not None:
-            sigmas = samplers.coarse_tail(table.sigma, window[-1] + 1, tail)
+        if tail:
+            picked = torch.linspace(window[-1] + 1, STEPS, tail + 1).round().long()
+            sigmas = torch.cat([table.sigma[: window[-1] + 1], table.sigma[picked]])
             table = samplers.flow_table(sigmas=sigmas, noise=NOISE)
         return samplers.rollout(
-            self.denoise, table, self.noise, self.generator, window, score_steps=score_steps
+            self.denoise, table, self.noise, self.generator, window, score_steps=scored
         )
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> None:
-        self.pipeline.vae.decode(latents, return_dict=False)
-
-    def iteration(
-        self,
-        window: range | None = None,
-        per_forward: int = 1,
-        reuse: bool = False,
-        tail: int | None = None,
-    ) -> None:
-        """Rollout, decode and one clipped update over the trained steps."""
-        steps = window or range(TRAINED)
-        path = self.rollout(window, steps if reuse else (), tail)
-        self.decode(path.final)
+    def update(self, path: Any, steps: range, reuse: bool = False, together: bool = True) -> None:
+        """One clipped update over `steps`; reuse: on the graph that the rollout kept."""
 
         def replay(some: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
             if reuse:
                 return path.log_probs[some][:, rows], None
-            return samplers.replay(self.denoise, path, some, together=True)
+            return samplers.replay(self.denoise, path, some, together=together)
 
         optimizers.policy_gradient_update(
-            replay, self.optimizer, self.network.parameters(), path.log_probs.detach(),
-            self.advantages, torch.tensor(list(steps)), clip=CLIP,
-            steps_per_forward=len(steps) if reuse else per_forward,
+            replay, self.optimizer, self.trained, path.log_probs.detach(), self.advantages,
+            torch.tensor(list(steps)), clip=CLIP, steps_per_forward=len(steps) if reuse else 1,
         )  # fmt: skip
+
+    def iteration(self, window: range | None = None, reuse: bool = False, tail: int = 0) -> None:
+        """Rollout, decode and one update over the trained steps."""
+        steps = window or TRAINED
+        path = self.rollout(window, steps if reuse else (), tail)
+        with torch.no_grad():
+            self.vae.decode(path.final, return_dict=False)
+        self.update(path, steps, reuse)
 
 
 # ---------------------------------------------------------------- the peer
 
 
-def load_peer(path: Path) -> SimpleNamespace:
+class Peer:
     """The peer's step, pipeline and compute_log_prob; the last is lifted out of its script by ast."""
-    sys.path.insert(0, str(path))
-    step = importlib.import_module("flow_grpo.diffusers_patch.sd3_sde_with_logprob")
-    pipeline = importlib.import_module("flow_grpo.diffusers_patch.sd3_pipeline_with_logprob")
-    tree = ast.parse((path / "scripts" / "train_sd3.py").read_text(encoding="utf-8"))
-    wanted = [n for n in tree.body if getattr(n, "name", "") == "compute_log_prob"]
-    scope = {"torch": torch, "sde_step_with_logprob": step.sde_step_with_logprob}
-    exec(compile(ast.Module(wanted, []), "compute_log_prob", "exec"), scope)
-    return SimpleNamespace(
-        step=step.sde_step_with_logprob,
-        pipeline=pipeline.pipeline_with_logprob,
-        log_prob=scope["compute_log_prob"],
-    )
 
+    def __init__(self, path: Path, setting: Setting) -> None:
+        from diffusers import StableDiffusion3Pipeline
 
-def peer_rollout(peer: SimpleNamespace, setting: Setting) -> dict[str, Tensor]:
-    """Its rollout without guidance, arranged as its training loop wants the samples."""
-    _, latents, log_probs = peer.pipeline(
-        setting.pipeline, prompt_embeds=setting.tokens, pooled_prompt_embeds=setting.pooled,
-        num_inference_steps=STEPS, guidance_scale=1.0, output_type="pt", height=8, width=8,
-        latents=setting.noise, noise_level=NOISE,
-    )  # fmt: skip
-    states = torch.stack(latents, dim=1)
-    return {
-        "latents": states[:, :-1],
-        "next_latents": states[:, 1:],
-        "log_probs": torch.stack(log_probs, dim=1),
-        "timesteps": setting.pipeline.scheduler.timesteps.repeat(BATCH, 1),
-    }
-
-
-def peer_iteration(peer: SimpleNamespace, setting: Setting) -> None:
-    """Its rollout and its per-step backward passes, with one optimizer step at the end."""
-    sample = peer_rollout(peer, setting)
-    config = SimpleNamespace(
-        train=SimpleNamespace(cfg=False), sample=SimpleNamespace(noise_level=NOISE)
-    )
-    for j in range(TRAINED):
-        _, log_prob, _, _ = peer.log_prob(
-            setting.network, setting.pipeline, sample, j, setting.tokens, setting.pooled, config
+        sys.path.insert(0, str(path))
+        patches = "flow_grpo.diffusers_patch.sd3_"
+        self.step = importlib.import_module(f"{patches}sde_with_logprob").sde_step_with_logprob
+        self.sample = importlib.import_module(
+            f"{patches}pipeline_with_logprob"
+        ).pipeline_with_logprob
+        tree = ast.parse((path / "scripts" / "train_sd3.py").read_text(encoding="utf-8"))
+        wanted = [n for n in tree.body if getattr(n, "name", "") == "compute_log_prob"]
+        scope = {"torch": torch, "sde_step_with_logprob": self.step}
+        exec(compile(ast.Module(wanted, []), "compute_log_prob", "exec"), scope)
+        self.log_prob, self.setting = scope["compute_log_prob"], setting
+        texts = ("", "_2", "_3")
+        nothing = {f"{kind}{k}": None for kind in ("text_encoder", "tokenizer") for k in texts}
+        self.pipeline = StableDiffusion3Pipeline(
+            transformer=setting.network, vae=setting.vae, scheduler=setting.scheduler, **nothing
         )
-        ratio = torch.exp(log_prob - sample["log_probs"][:, j])
-        clipped = torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
-        loss = torch.maximum(-setting.advantages * ratio, -setting.advantages * clipped).mean()
-        (loss / TRAINED).backward()
-    torch.nn.utils.clip_grad_norm_(setting.network.parameters(), 1.0)
-    setting.optimizer.step()
-    setting.optimizer.zero_grad()
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def rollout(self) -> dict[str, Tensor]:
+        """Its rollout without guidance, arranged as its training loop wants the samples."""
+        s = self.setting
+        _, latents, log_probs = self.sample(
+            self.pipeline, prompt_embeds=s.tokens, pooled_prompt_embeds=s.pooled,
+            num_inference_steps=STEPS, guidance_scale=1.0, output_type="pt", height=8, width=8,
+            latents=s.noise, noise_level=NOISE,
+        )  # fmt: skip
+        states = torch.stack(latents, dim=1)
+        return {
+            "latents": states[:, :-1],
+            "next_latents": states[:, 1:],
+            "log_probs": torch.stack(log_probs, dim=1),
+            "timesteps": self.pipeline.scheduler.timesteps.repeat(s.batch, 1),
+        }
+
+    def iteration(self) -> None:
+        """Its rollout and its per-step backward passes, with one optimizer step at the end."""
+        s, sample = self.setting, self.rollout()
+        config = SimpleNamespace(
+            train=SimpleNamespace(cfg=False), sample=SimpleNamespace(noise_level=NOISE)
+        )
+        for j in TRAINED:
+            _, log_prob, _, _ = self.log_prob(
+                s.network, self.pipeline, sample, j, s.tokens, s.pooled, config
+            )
+            ratio = torch.exp(log_prob - sample["log_probs"][:, j])
+            clipped = torch.clamp(ratio, 1 - CLIP, 1 + CLIP)
+            loss = torch.maximum(-s.advantages * ratio, -s.advantages * clipped).mean()
+            (loss / len(TRAINED)).backward()
+        torch.nn.utils.clip_grad_norm_(s.trained, 1.0)
+        s.optimizer.step()
+        s.optimizer.zero_grad()
 
 
 # ---------------------------------------------------------------- the tables
 
 
-def bench_step(peer: SimpleNamespace | None, repeats: int) -> dict:
-    """(a) one step with its log-prob on 32x4x8x8: drawn and replayed; peer / ours when given.
+def steps(setting: Setting, peer: Peer | None) -> Rivals:
+    """One step with its log-prob on 32 x 4 x 8 x 8: drawn and replayed.
 
     The peer's pipeline passes one time for the batch, its training loop one per sample.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    sigmas = samplers.sigmas_from_scheduler(scheduler, STEPS)
-    table = samplers.flow_table(sigmas=sigmas, noise=NOISE)
-    x, v, g = torch.randn(32, 4, 8, 8), torch.randn(32, 4, 8, 8), torch.Generator().manual_seed(0)
+    table, g = setting.table, torch.Generator().manual_seed(0)
+    x, v = torch.randn(32, 4, 8, 8), torch.randn(32, 4, 8, 8)
     after = samplers.step(table, 3, x, v, generator=g).sample
     rivals = {
         "ours draw": lambda: samplers.step(table, 3, x, v, generator=g),
         "ours replay": lambda: samplers.step(table, 3, x, v, after),
-        "noise alone": lambda: torch.randn(x.shape, generator=g),
     }
-    if peer is not None:
-        t = scheduler.timesteps[3]
-        many = t.expand(32)
-        rivals |= {
-            "peer draw": lambda: peer.step(scheduler, v, t.unsqueeze(0), x, NOISE, generator=g),
-            "peer draw, a time per sample": lambda: peer.step(
-                scheduler, v, many, x, NOISE, generator=g
-            ),
-            "peer replay": lambda: peer.step(scheduler, v, many, x, NOISE, prev_sample=after),
-        }
-    with torch.no_grad():
-        return medians(rivals, repeats, inner=200)
+    if peer is None:
+        return rivals
+    scheduler, t = setting.scheduler, setting.scheduler.timesteps[3]
+    many = t.expand(32)
+    return rivals | {
+        "peer draw": lambda: peer.step(scheduler, v, t.unsqueeze(0), x, NOISE, generator=g),
+        "peer draw, a time per sample": lambda: peer.step(
+            scheduler, v, many, x, NOISE, generator=g
+        ),
+        "peer replay": lambda: peer.step(scheduler, v, many, x, NOISE, prev_sample=after),
+    }
 
 
-def bench(peer: SimpleNamespace | None, repeats: int) -> dict:
+def on_cpu(options: argparse.Namespace) -> dict:
     """All tables; ratios are to the first row of each."""
-    setting = Setting()
-    window = range(2, 4)
-    rows = {"step": bench_step(peer, repeats)}
-    rows["rollout"] = medians({"bare calls": setting.bare, "ours": setting.rollout}, repeats)
-    rivals: dict[str, Callable[[], object]] = {}
-    if peer is not None:
-        rows["rollout"]["peer"] = medians(
-            {"bare calls": setting.bare, "peer": lambda: peer_rollout(peer, setting)}, repeats
-        )["peer"]
-        rivals["peer, all steps"] = lambda: peer_iteration(peer, setting)
+    torch.set_num_threads(1)
+    setting, clock = Setting(CPU_CASE, "cpu"), time.process_time
+    peer = options.peer and Peer(options.peer.resolve(), setting)
+    with torch.no_grad():
+        rows = {"step": medians(steps(setting, peer), options.repeats, clock, inner=200)}
+    theirs = {"peer": peer.rollout} if peer else {}
+    rivals = {"bare calls": setting.bare, "ours": setting.rollout, **theirs}
+    rows["rollout"] = medians(rivals, options.repeats, clock)
+    rivals = {"peer, all steps": peer.iteration} if peer else {}
     rivals |= {
         "ours, all steps": setting.iteration,
-        "ours, 3 steps per forward": lambda: setting.iteration(per_forward=3),
         "ours, rollout's graph reused": lambda: setting.iteration(reuse=True),
-        "ours, 2-step window": lambda: setting.iteration(window, 2),
-        "ours, 2-step window, graph reused": lambda: setting.iteration(window, reuse=True),
-        "the same, window first, 3-step tail": lambda: setting.iteration(
-            range(2), reuse=True, tail=3
-        ),
-        "the same, window first, 2-step tail": lambda: setting.iteration(
-            range(2), reuse=True, tail=2
-        ),
+        "ours, 2-step window": lambda: setting.iteration(WINDOW),
+        "ours, 2-step window, graph reused": lambda: setting.iteration(WINDOW, reuse=True),
+        "the same, window first, 2-step tail": lambda: setting.iteration(range(2), True, tail=2),
     }
-    rows["iteration"] = medians(rivals, repeats)
+    rows["iteration"] = medians(rivals, options.repeats, clock)
+    for title, table in rows.items():
+        print(title)
+        for name, row in table.items():
+            print(f"  {name:36s} {row['microseconds']:12.1f} us   x{row['ratio']:.3f}")
     count = sum(p.numel() for p in setting.network.parameters())
-    overhead = 100 * (rows["rollout"]["ours"]["ratio"] - 1)
-    return {"tables": rows, "parameters": count, "rollout_overhead_percent": round(overhead, 2)}
+    return {"tables": rows, "parameters": count, "repeats": options.repeats, "hardware": hardware()}
 
 
-def hardware() -> dict:
-    """Processor, cores and versions: no host name, no path."""
-    import diffusers
+def gpu_case(case: tuple, options: argparse.Namespace) -> dict:
+    """Cost and memory of a rollout and of an update over a window of two."""
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    setting = Setting(case, options.device)
+    path = setting.rollout(WINDOW)
+    rivals = {
+        "bare calls": setting.bare,
+        "rollout": lambda: setting.rollout(WINDOW),
+        "update over 2 steps": lambda: setting.update(path, WINDOW, together=False),
+    }
     return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
+        "parameters": sum(p.numel() for p in setting.network.parameters()),
+        "images": setting.batch,
+        "steps": STEPS,
+        **medians(rivals, options.repeats, clock),
+        "peak memory, GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+    }
+
+
+def on_gpu(options: argparse.Namespace) -> dict:
+    """Every case, and the last line of the tests marked `gpu`."""
+    cases = {}
+    for name, case in GPU_CASES.items():
+        cases[name] = gpu_case(case, options)
+        print(name, json.dumps(cases[name], indent=1), flush=True)
+    ask = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "--noconftest",
+        "tests/test_models.py",
+    ]
+    said = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {
+        "hardware": torch.cuda.get_device_name(options.device),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "cases": cases,
+        "tests marked gpu": said.splitlines()[-1].strip("= ") if said else "did not run",
     }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark, print it and write the results; the exit status is 0."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__.split("\n")[0])
+    """Run the benchmark, print it and write data/results/bench.json or gpu.json."""
+    parser = argparse.ArgumentParser(prog="rlgenkit bench", description=__doc__.split("\n")[0])
     parser.add_argument("--peer", type=Path, help="local checkout of flow_grpo to compare with")
     parser.add_argument("--repeats", type=int, default=15, help="timings per rival")
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "results" / "bench.json")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--out", type=Path, help="file (data/results/bench.json or gpu.json)")
     options = parser.parse_args(argv)
+    cpu = options.device == "cpu"
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")
     if options.peer is not None and not (options.peer / "flow_grpo").is_dir():
         parser.error("--peer must be a checkout of flow_grpo (it has no folder flow_grpo)")
-    torch.set_num_threads(1)
-    peer = None if options.peer is None else load_peer(options.peer.resolve())
-    result = bench(peer, options.repeats) | {"repeats": options.repeats, "hardware": hardware()}
-    for title, rows in result["tables"].items():
-        print(title)
-        for name, row in rows.items():
-            print(f"  {name:36s} {row['microseconds']:12.1f} us   x{row['ratio']:.3f}")
-    print(f"rollout overhead over bare calls: {result['rollout_overhead_percent']} %")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if not cpu and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here")
+    result = on_cpu(options) if cpu else on_gpu(options)
+    target = options.out or ROOT / "data" / "results" / ("bench.json" if cpu else "gpu.json")
+    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

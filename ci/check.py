@@ -11,7 +11,7 @@ import sys
 from ci import lint, measure
 from ci.report import report
 from rlgenkit.commands import committed
-from rlgenkit.commands.places import RESULTS, TEMPLATE, ended, find, series
+from rlgenkit.commands.places import RESULTS, TEMPLATE, ended, find, read, series
 
 
 def problems(names: list[str]) -> list[str]:
@@ -24,7 +24,7 @@ def problems(names: list[str]) -> list[str]:
         rows += [
             f"{page}: out of date, run python -m rlgenkit report" for page in report(check=True)
         ]
-        official = [p for p in series() if not committed.is_draft(committed.read(p))]
+        official = [p for p in series() if not committed.is_draft(read(p))]
         rows += [
             f"{p.name}: no data/results/{p.stem[:2]}.json"
             for p in official
@@ -38,10 +38,14 @@ def main(argv: list[str]) -> int:
     ask = argparse.ArgumentParser(prog="rlgenkit check", description=__doc__.splitlines()[0])
     ask.add_argument("notebooks", nargs="*")
     ask.add_argument("--table", action="store_true", help="only the numbers that are not gated")
+    ask.add_argument("--normalize", action="store_true", help="bring notebooks into normal form")
     args = ask.parse_args(argv)
+    paths = [find(n) for n in args.notebooks] or [*series(), TEMPLATE]
     if args.table:
-        print(measure.table([find(n) for n in args.notebooks] or [*series(), TEMPLATE]))
+        print(measure.table(paths))
         return 0
+    for path in paths if args.normalize else ():
+        path.write_text(committed.text_of(committed.normalize(read(path))), encoding="utf-8")
     rows = problems(args.notebooks)
     print("\n".join(rows) or "ok")
     return int(bool(rows))

@@ -1,6 +1,6 @@
 """Which files of the package a notebook reaches, and one key over all that decides its outcome.
 
-`python ci/closure.py NB` prints the files. Imports are read from the syntax trees, never executed:
+`python -m ci.closure NB` prints the files. Imports are read from the syntax trees, never executed:
 those of the notebook's code cells, then those of the files found, imports inside functions too.
 Through a lazy room only the submodules count whose names are used.
 """
@@ -14,11 +14,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from rlgenkit.commands.committed import code_form, read  # noqa: E402
-from rlgenkit.commands.places import find  # noqa: E402
+from rlgenkit.commands.committed import code_form
+from rlgenkit.commands.places import ROOT, find, read
 
 NAME = re.compile(r"rlgenkit(\.\w+)*")
 # What starts a notebook and what blocks its network; the rest of `commands` decides no number.

@@ -1,4 +1,4 @@
-"""Do the notebooks still compute what they did? `python ci/goldens.py [--write] [--jobs N] [NB ...]`.
+"""Do the notebooks still compute what they did? `python -m ci.goldens [--write] [--jobs N] [NB ...]`.
 
 Runs the quick profile of every notebook on one thread and digests each phase (metrics and final
 state), each cached result, each number and the values of each claim. `--write` stores the digests
@@ -9,16 +9,13 @@ gone or new is told. Digests belong to one kind of processor and one set of pins
 import argparse
 import hashlib
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ci.series import offline  # noqa: E402
-from rlgenkit.commands import run  # noqa: E402
-from rlgenkit.commands.places import BUILD, find, series  # noqa: E402
+from ci.series import run_one
+from rlgenkit.commands.places import BUILD, ROOT, InputError, ended, find, series
 
 TARGET = ROOT / "ci" / "goldens.json"
 
@@ -53,11 +50,7 @@ def digests(folder: Path) -> dict[str, str]:
     from rlgenkit.workbook import checkpoint
 
     found, lines = {}, {}
-    for line in (
-        (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        if (folder / "metrics.jsonl").is_file()
-        else []
-    ):
+    for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         lines.setdefault(row.pop("phase"), []).append(row)
     for name, rows in lines.items():
@@ -77,14 +70,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 def measure(path: Path) -> dict[str, str]:
     """Digests of one fresh quick run on one thread, network blocked."""
-    import shutil
-
     folder = BUILD / "goldens" / path.stem
     shutil.rmtree(folder, ignore_errors=True)
-    env = {**offline(), "OMP_NUM_THREADS": "1"}
-    done = run.execute(path, {"profile": "quick"}, folder, 1800, quiet=True, env=env)
+    done = run_one(path, folder)
     if done.code:
-        raise RuntimeError(f"{path.stem}: {done.sentence}")
+        raise InputError(f"{path.stem}: {done.sentence}")
     print(f"{path.stem:28} {done.seconds:6.1f} s", file=sys.stderr, flush=True)
     return digests(folder)
 
@@ -98,7 +88,7 @@ def compare(known: dict[str, str], now: dict[str, str]) -> dict[str, list[str]]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """0 when nothing changed."""
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("notebooks", nargs="*")
@@ -108,20 +98,20 @@ def main(argv: list[str] | None = None) -> int:
     paths = [find(name) for name in args.notebooks] or series()
     with ThreadPoolExecutor(args.jobs) as pool:
         now = dict(zip([p.stem for p in paths], pool.map(measure, paths)))
-    known = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.is_file() else {}
+    known = json.loads(TARGET.read_text(encoding="utf-8"))
     if args.write:
         text = json.dumps({**known, **now}, indent=1, sort_keys=True) + "\n"
         TARGET.write_text(text, encoding="utf-8")
         return 0
-    failed = 0
+    failed = False
     for stem, found in now.items():
         for kind, names in compare(known.get(stem, {}), found).items():
-            failed += kind == "changed" and bool(names)
+            failed |= kind == "changed" and bool(names)
             if names:
                 print(f"{stem}: {len(names)} {kind}: {', '.join(names)}")
     print("goldens differ" if failed else f"{len(now)} notebooks: goldens unchanged")
-    return int(bool(failed))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main, sys.argv[1:]))

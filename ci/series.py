@@ -1,8 +1,8 @@
-"""Run the series at the quick profile: `python ci/series.py [NB ...] [--profile P] [--online]`.
+"""Run the series at the quick profile: `python -m rlgenkit series [NB ...] [--profile P]`.
 
-Each notebook gets its own time limit and its own log with full tracebacks; one that fails does not
-stop the others. build/series/durations.json tells seconds, exit code and reason per notebook.
-`quick` and `again` are what the tests ask: runs kept in build/outcomes and made once per key.
+Each notebook has a time limit and a log with full tracebacks in build/series; one that fails does
+not stop the others. `quick` and `again` are what the tests ask: runs kept in build/outcomes and
+made once per key.
 """
 
 import argparse
@@ -16,12 +16,9 @@ from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from ci import closure  # noqa: E402
-from rlgenkit.commands import run  # noqa: E402
-from rlgenkit.commands.places import BUILD, InputError, find, series  # noqa: E402
+from ci import closure
+from rlgenkit.commands import run
+from rlgenkit.commands.places import BUILD, ROOT, ended, find, series
 
 OUTCOMES = BUILD / "outcomes"
 GOAL_CPU_S = 25.0  # CPU seconds that a quick run may take, imports included
@@ -37,21 +34,14 @@ def offline() -> dict[str, str]:
 
 
 def run_one(
-    path: Path, out_dir: Path, profile: str = "quick", limit_s: float = HANG_S, online: bool = False
+    path: Path, out_dir: Path, profile: str = "quick", limit_s: float = HANG_S
 ) -> run.Outcome:
-    """Execute one notebook at `profile` into `out_dir`, by default with the network blocked.
+    """Execute one notebook at `profile` into `out_dir` with the network blocked.
 
     Quick runs have one thread: their bytes and their CPU seconds do not depend on the caller.
     """
-    env = {"OMP_NUM_THREADS": "1"} if profile == "quick" else {}
-    return run.execute(
-        path,
-        {"profile": profile},
-        out_dir,
-        limit_s,
-        quiet=True,
-        env=env if online else {**env, **offline()},
-    )
+    env = offline() | ({"OMP_NUM_THREADS": "1"} if profile == "quick" else {})
+    return run.execute(path, {"profile": profile}, out_dir, limit_s, quiet=True, env=env)
 
 
 def quick(path: Path) -> run.Outcome:
@@ -120,51 +110,29 @@ def session() -> str:
 
 def cpu_seconds(done: run.Outcome) -> float:
     """CPU seconds of a run, executor, kernel and imports together; nan where nobody measured."""
-    value = getattr(done, "cpu_seconds", None)
-    return float("nan") if value is None else value
+    return float("nan") if done.cpu_seconds is None else done.cpu_seconds
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run the named notebooks, or all; 0 when every one ended well and in time."""
-    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask = argparse.ArgumentParser(prog="rlgenkit series", description=__doc__.splitlines()[0])
     ask.add_argument("notebooks", nargs="*")
     ask.add_argument("--profile", default="quick")
-    ask.add_argument("--limit", type=float, help="seconds for each notebook")
-    ask.add_argument("--online", action="store_true", help="do not block the network")
     args = ask.parse_args(argv)
-    limit = args.limit or (
-        HANG_S if args.profile == "quick" else run.LIMIT_S.get(args.profile, 1800)
-    )
-    try:
-        paths = [find(n) for n in args.notebooks] or series()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    rows = []
-    for path in paths:
-        done = run_one(path, BUILD / "series" / path.stem, args.profile, limit, args.online)
+    failed = 0
+    for path in [find(n) for n in args.notebooks] or series():
+        limit = HANG_S if args.profile == "quick" else run.LIMIT_S.get(args.profile, HANG_S)
+        done = run_one(path, BUILD / "series" / path.stem, args.profile, limit)
         slow = args.profile == "quick" and cpu_seconds(done) > GOAL_CPU_S
-        rows.append(
-            {
-                "notebook": path.stem,
-                "profile": args.profile,
-                "code": done.code,
-                "seconds": round(done.seconds, 1),
-                "reason": done.sentence,
-            }
-        )
+        word = done.sentence or ("slow" if slow else "ok")
         print(
-            f"{path.stem:28} {done.seconds:6.1f} s {cpu_seconds(done):6.1f} CPU s  "
-            f"{done.sentence or ('slow' if slow else 'ok')}",
+            f"{path.stem:28} {done.seconds:6.1f} s {cpu_seconds(done):6.1f} CPU s  {word}",
             flush=True,
         )
-    target = BUILD / "series" / "durations.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    failed = sum(r["code"] != 0 for r in rows)
-    print(f"{len(rows) - failed} passed, {failed} failed; {target.relative_to(ROOT)}")
+        failed += done.code != 0
+    print(f"{failed} failed")
     return int(failed > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main, sys.argv[1:]))

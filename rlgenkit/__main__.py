@@ -89,8 +89,8 @@ LAB = "-m jupyterlab --LabApp.app_settings_dir=ci/lab notebooks/00_start_here.ip
 PASSED_ON = {
     "test": ("all tests (pytest), one worker a core", PYTEST),
     "test-fast": ("all tests that execute no notebook", f"{PYTEST} -m not+executes"),
-    "series": ("every notebook at the quick profile, with times", "ci/series.py"),
-    "bench": ("speed of samplers and updates -> data/results/bench.json", "ci/bench.py"),
+    "series": ("every notebook at the quick profile, with times", "-m ci.series"),
+    "bench": ("speed of samplers and updates -> data/results/bench.json", "-m ci.bench"),
     "check": ("lint of the notebooks, freshness of outputs and pages", "-m ci.check"),
     "report": ("README tables, REPRODUCIBILITY.md, data/README.md anew", "-m ci.report"),
     "manifest": ("data/manifest.json anew, after files under data/ changed", "-m ci.manifest"),

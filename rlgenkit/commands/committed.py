@@ -149,7 +149,7 @@ def problems(path: Path) -> list[str]:
     text, nb = path.read_text(encoding="utf-8"), read(path)
     found = []
     if text != text_of(normalize(nb)):
-        found.append("not normalized: run python ci/normalize.py")
+        found.append("not normalized: run python -m rlgenkit check --normalize")
     if len(text.encode()) > MAX_BYTES:
         found.append(f"{len(text.encode()) // 1000} KB, more than {MAX_BYTES // 1000} KB")
     if (hit := LOCAL_PATH.search(text)) is not None:

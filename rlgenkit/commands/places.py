@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -69,6 +70,9 @@ def ended(command: Callable[..., int], *arguments) -> int:
         return command(*arguments)
     except InputError as error:
         print(error, file=sys.stderr)
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.filename is None:
             raise

@@ -142,7 +142,8 @@ def _explain(code: int, out_dir: Path, limit_s: float, noise: bytes | None) -> t
         first = error["evalue"].strip() or "no message"
         if error["ename"] in INPUT_ERRORS:
             return BAD_INPUT, first
-        return 1, f"Cell {error['cell'] + 1} failed with {error['ename']}: {first.splitlines()[0]}"
+        # The index counts from 0 and with the injected cell: from 1 in the notebook itself.
+        return 1, f"Cell {error['cell']} failed with {error['ename']}: {first.splitlines()[0]}"
     tail = (noise or b"").decode(errors="replace").strip().splitlines()[-1:]
     return 1, f"The run ended with code {code}. {' '.join(tail)}"
 
