@@ -1,6 +1,7 @@
 """The world of arithmetic chains by brute force, its small language model, and the GSM8K pack."""
 
 import json
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from data.models.recipes import MODELS
 from rlgenkit.worlds import arithmetic as A
 from data.human.gsm8k.make import make_gsm8k
 from rlgenkit.worlds.gsm8k import SOLVERS, load_gsm8k
+from tests.notebook_code import definitions
 
 
 def gen(seed=0):
@@ -225,6 +227,49 @@ def test_committed_model_is_as_good_as_its_card_says():
     assert 0.4 <= told["first attempt right"] <= 0.7  # headroom for a critic
     assert told["verdict right"] <= 0.75  # a weak judge
     assert told["right after a perfect critique"] >= 0.9 and told["critique readable"] >= 0.98
+
+
+# ---- notebook 27
+
+
+def test_a_second_stage_sees_other_answers_than_the_first():
+    of_27 = definitions("27")
+    chains = A.sample_chains(500, 4, gen(21))
+    criticized, quiet = (
+        [],
+        SimpleNamespace(steps=lambda count, *_: range(count), log=lambda *_, **__: None),
+    )
+
+    def converse(chains, values, ids, *rest):
+        criticized.append(chains.steps)
+        return of_27.converse(chains, values, ids, *rest)
+
+    given = {
+        "run": quiet,
+        "pool": (chains, A.attempts(chains, gen(22))),
+        "p": SimpleNamespace(prompts=8, critiques=2, lr=1e-4, kl=0.02),
+        "converse": converse,
+    }
+    train = FunctionType(
+        of_27.train.__code__, of_27.train.__globals__ | given, argdefs=of_27.train.__defaults__
+    )
+    critic = models.language_policy(
+        "data/models/arithmetic", new=6, temperature=0.7, end=A.END, pad=A.PAD
+    )
+    for stage in (1, 1, 2):
+        train("critic", 5, critic, of_27.pay_verdict, 1, stage)
+    assert torch.equal(criticized[0], criticized[1])
+    assert not torch.equal(criticized[0], criticized[2])
+
+
+@pytest.mark.parametrize("mood", ["STUBBORN", "MILD"])
+def test_an_actor_takes_better_revisions_more_readily(mood):
+    of_27, chains = definitions("27"), A.sample_chains(50, 4, gen(23))
+    values, truth = A.attempts(chains, gen(24), 1.0), A.solve(chains)
+    better, other = getattr(of_27, mood)
+    for revised, chance in ((truth, better), (values, other)):
+        found = of_27.chance_to_listen(chains, values, revised, (better, other))
+        assert found.tolist() == pytest.approx([chance] * 50)
 
 
 # ---- GSM8K
