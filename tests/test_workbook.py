@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import nbformat
 import numpy as np
@@ -138,7 +139,8 @@ def test_a_table_gives_presets_and_ranges():
         "reward": ["truth", "warmth"],
         "model": "folder or hub id",
     }
-    p = wb.parameters(namespace(profile="quick", clip=None), "98_trial", table=TABLE)
+    table = TABLE.replace("folder or hub id", "")  # what has a range is a parameter
+    p = wb.parameters(namespace(profile="quick", clip=None), "98_trial", table=table)
     assert (p.steps, p.clip, p.n_eval, p.model, p.seeds) == (2, 0.2, 4, 7, [0])
     for changes, sentence in (
         ({"steps": 0}, "`steps` must be at least 1"),
@@ -146,7 +148,7 @@ def test_a_table_gives_presets_and_ranges():
         ({"clip": 2.0}, "`clip` must be between 1e-06 and 1, but it is 2.0"),
     ):
         with pytest.raises(wb.ParameterError, match=sentence):
-            wb.parameters(namespace(**changes), "98_trial", table=TABLE)
+            wb.parameters(namespace(**changes), "98_trial", table=table)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,13 @@ def test_faults_of_a_table_are_one_sentence(table, sentence):
     assert sentence in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_type_that_no_range_fits_is_told():
+    space = namespace(profile="quick", steps="5")
+    space["__annotations__"] = {**space["__annotations__"], "steps": str}
+    with pytest.raises(wb.ParameterError, match="`steps` must be at least 1, but it is '2'"):
+        wb.parameters(space, "98_trial", table=TABLE.replace("folder or hub id", ""))
+
+
 def written(path, parameters, call):
     cells = [nbformat.v4.new_code_cell(text) for text in ("%time", parameters, call)]
     cells[1].metadata["tags"] = ["parameters"]
@@ -184,7 +193,7 @@ def written(path, parameters, call):
 
 
 def test_declared_reads_the_table_and_types_by_their_syntax(tmp_path):
-    text = CELL.replace('"truth"', '"a=b # 3"')
+    text = CELL.replace('"truth"', '"a=b # 3"') + "model: str = None  # which one\n"
     call = f'p = wb.parameters(globals(), notebook="98_trial", table="""{TABLE}""")'
     found = wb.declared(written(tmp_path / "nb.ipynb", text, call))
     assert (found.presets, found.ranges) == read_table(TABLE, found.types)
@@ -215,12 +224,35 @@ def test_mistyped_names_of_the_parameters_cell_are_told():
         wb.parameters(space, "98_trial", table="default  range\nsteps  1\nclip  0.1\nreward  truth")
     with pytest.raises(wb.ParameterError, match=kinds + "; write `clip`"):
         wb.parameters(space, "98_trial", {"default": {"steps": 1}}, {"clip": (0, 1)})
-    live = namespace(steps=5)
-    live["In"] = ["", CELL.replace("steps: int = None", "steps = 5")]
-    with pytest.raises(
-        wb.ParameterError, match="sets `steps` without its type, which would be ignored"
-    ):
-        wb.parameters(live, "98_trial", PRESETS)
+
+
+@pytest.mark.parametrize(
+    "new, sentence",
+    [
+        ("steps = 5", "holds `steps = 5`, which would be ignored: write `steps: type = value`"),
+        ("steps: int", "holds `steps: int`, which would be ignored"),
+        ("steps += 1", "write `steps: type = value`"),
+        ("print(3)", "holds `print.3.`, which would be ignored: write `name: type = value`"),
+        ("if 1: steps = 5", "holds `if 1:`, which would be ignored"),
+        ("steps: int = 2 * 3", "`steps` must be a literal in the parameters cell, not 2"),
+        ("", "the parameters cell lacks `steps`, which has a range: add the line `steps: type"),
+        ('steps: str = "5"', "`steps` must be a str, but it is 2 .int."),
+        ("steps: int | None = 5", "`steps` is declared as int . None; use one of int, float"),
+        ("steps: int =", "the parameters cell is no Python: invalid syntax"),
+    ],
+)
+def test_an_edited_or_deleted_line_is_told_in_the_notebook_and_on_the_command_line(
+    tmp_path, new, sentence
+):
+    cell = CELL.replace("steps: int = None  # updates", new)
+    live = namespace(steps="5" if "str" in new else 5)
+    live["In"] = ["", cell, "p = wb.parameters(globals())"]
+    call = f"p = wb.parameters(globals(), presets={PRESETS}, ranges={RANGES})"
+    if new != "steps: int =":  # Python itself would not have run that cell
+        with pytest.raises(wb.ParameterError, match=sentence):
+            wb.parameters(live, "98_trial", PRESETS, RANGES)
+    with pytest.raises(wb.ParameterError, match=sentence):
+        wb.check_overrides(wb.declared(written(tmp_path / "nb.ipynb", cell, call)), {})
 
 
 def test_a_parameter_error_shows_its_sentence_alone_in_a_notebook():
@@ -336,7 +368,7 @@ def test_alt_text_tells_the_data():
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     alt = wb.before_after(images, images, torch.tensor([0.1, 0.5, -0.2, 0.0]), list("abcd")).alt
     assert "best +0.50 (b)" in alt and "worst -0.20 (c)" in alt and "2 gained" in alt
-    assert "2 x cat; dog" in wb.image_grid(images[:3], ["cat", "cat", "dog"]).alt
+    assert "2 of cat; dog" in wb.image_grid(images[:3], ["cat", "cat", "dog"]).alt
     assert "steps, 0 to 9" in wb.strip(images.reshape(2, 2, 3, 8, 8), ["a", "b"], [0, 9]).alt
     assert "largest 2 at a, 2" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
     assert "50% positive" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
@@ -500,7 +532,7 @@ def test_labels_fall_back_to_the_annotator():
         lambda a, b: (a.mean((1, 2, 3)) > b.mean((1, 2, 3))).float(),
     )
     assert labels.values().tolist() == [1, 1, 1] and np.isnan(labels.agreement())
-    labels.clicked.update({0: 1.0, 2: 0.0})
+    labels.answers += [1.0, None, 0.0]
     assert labels.values().tolist() == [1, 1, 0] and labels.agreement() == 0.5
 
 
@@ -511,3 +543,164 @@ def test_matrix_labels_may_be_numbers_and_rounding_errors_read_as_zero():
     assert "2 rows and 2 columns (time t)" in picture.alt and "at b, 832" in picture.alt
     curve = plots.lines({"truth": np.array([-2.2e-8, 0.5, 1.0])}, "KL", "score")
     assert "truth rises from 0 to 1" in curve.alt
+
+
+def live_explore(monkeypatch, **sliders):
+    """(the values that fn was called with, controls by name) of explore where a person is."""
+    import ipywidgets
+
+    from rlgenkit.workbook import widgets
+
+    calls, boxes = [], []
+
+    def draw(**values):
+        calls.append(values)
+        return wb.lines({"a": [0, 1]}, "x", "y")
+
+    monkeypatch.setattr(widgets, "headless", lambda: False)
+    monkeypatch.setattr("IPython.display.display", lambda thing, **_: boxes.append(thing))
+    wb.explore(draw, "Slope", **sliders)
+    (box,) = [b for b in boxes if isinstance(b, ipywidgets.VBox)]
+    rows = [row.children for row in box.children[:-1]]
+    return calls, {menu.description: (menu, slider) for menu, slider in rows}
+
+
+def test_sliders_are_in_order_named_and_take_pairs_and_none(monkeypatch, capsys):
+    calls, controls = live_explore(
+        monkeypatch, a=[0.8, 0.0, 0.2], b=[("64 px", 32), ("16 px", 8)], c=[None, "x"], d=[[1], [0]]
+    )
+    assert calls[0] == {"a": 0.8, "b": 32, "c": None, "d": [1]}
+    assert "(a = 0.8, b = 64 px, c = None, d = [1])" in capsys.readouterr().out
+    names = {name: [label for label, _ in menu.options] for name, (menu, _) in controls.items()}
+    assert names == {
+        "a": ["0.0", "0.2", "0.8"],
+        "b": ["16 px", "64 px"],
+        "c": ["None", "x"],
+        "d": ["[1]", "[0]"],
+    }
+    menu, slider = controls["a"]
+    assert menu.label == slider.label == "0.8"  # the first value is the default
+    slider.value = 0
+    assert menu.label == "0.0" and calls[-1] == {**calls[0], "a": 0.0}
+    controls["b"][0].value = 0
+    controls["c"][1].value = 1
+    assert calls[-1] == {"a": 0.0, "b": 8, "c": "x", "d": [1]}
+
+
+# --- what data say is text
+
+
+HOSTILE = '<script>alert(1)</script> <img src=x onerror="alert(2)"> <!-- | \n</td> [x](javascript:alert(3)) ![y](http://z.z/p.png)'
+
+
+@pytest.fixture
+def html(monkeypatch):
+    """A function that runs shows a notebook's outputs as HTML with the shell of a live kernel."""
+    from types import SimpleNamespace
+
+    from nbconvert import HTMLExporter
+
+    modules = [sys.modules[f"rlgenkit.workbook.{name}"] for name in ("show", "exercises")]
+
+    def page(*calls):
+        outputs = []
+
+        def display(data, raw=True, metadata=None, **_):
+            data |= {"image/png": ""} if "image/png" in data else {}
+            outputs.append(nbformat.v4.new_output("display_data", data, metadata=metadata or {}))
+
+        shell = SimpleNamespace(user_ns={})
+        for module in modules:
+            monkeypatch.setattr(module, "kernel", lambda: shell)
+        monkeypatch.setattr("IPython.display.display", display)
+        for call in calls:
+            call()
+        cell = nbformat.v4.new_code_cell("", outputs=outputs)
+        book = nbformat.v4.new_notebook(cells=[cell])
+        return [
+            HTMLExporter(template_name=name).from_notebook_node(book)[0]
+            for name in ("classic", "lab")
+        ]
+
+    return page
+
+
+def test_hostile_texts_stay_texts(html):
+    values = resolved(reward="truth").values | {"reward": HOSTILE, "model": f"a|{HOSTILE}"}
+    p = wb.Parameters("98_trial", values)
+    stub = wb.Check(torch.sum, lambda g: [torch.ones(2)], hints=[HOSTILE])
+    pages = html(
+        lambda: wb.table(("a", "b"), [(HOSTILE, 1.0), ("`<b>`", HOSTILE)], caption=HOSTILE),
+        lambda: wb.markdown(f"**{HOSTILE}**"),
+        lambda: wb.markdown(p._repr_markdown_()),
+        lambda: wb.show(wb.lines({HOSTILE: [0, 1]}, HOSTILE, "y"), caption=HOSTILE),
+        lambda: wb.predict(HOSTILE, [HOSTILE, "b"], 0, HOSTILE),
+        lambda: wb.check("98.1", lambda x: None, stub),
+    )
+    for page in pages:
+        body = page[page.index("<body") :]
+        assert "alert(1)" in body and "<script>alert" not in body and "<img src=x" not in body
+        assert 'href="java' not in body and '<img src="http' not in body and "z.z" in body
+        assert body.count("<details>") == 2  # our own tags stay
+    assert "| a\\|< script>" in p._repr_markdown_().replace("`model` ", "")
+
+
+def test_texts_that_are_no_tags_stay_as_they_are():
+    from rlgenkit.workbook.show import safe
+
+    for text in ("$a < b$", "1 <2", "x <- y", "a > b", "`p<0.05`", "<", "no! [1]", "x[0](y)"):
+        assert safe(text) == text
+    for text in ("[01](01_ddpo.ipynb)", "[paper](https://arxiv.org/abs/1)", "[a](#b)", "f[i]: 3"):
+        assert safe(text) == text
+    for text in ("[x]( javaScript:1)", "[x](java&#115;cript:1)", "[x]: data:text/html,1"):
+        assert safe(text) == text.replace("]", "] ")
+
+
+def test_alt_text_reads_aloud(capsys):
+    figure, _ = wb.new_figure()
+    ends = {"queue": [0.7099999785423279, 0.07], "a": (5, np.float64(0.25))}
+    wb.show(figure, f"Last policies {ends}; people's best {torch.tensor(3.0)}.", "Ends.")
+    said = capsys.readouterr().out
+    assert "Last policies queue: 0.71, 0.07, a: (5, 0.25); people's best 3.0." in said
+    labels = ["base"] * 8 + ["sum"] * 2
+    assert "to a row: 8 of base; 2 of sum." in wb.image_grid(torch.zeros(10, 3, 4, 4), labels).alt
+
+
+# --- figures on any ground
+
+
+def pixels(picture):
+    import io
+
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(wb.png(picture.figure))).convert("RGBA")).astype(int)
+
+
+def test_figures_have_no_box_and_text_that_reads_on_light_and_dark():
+    x = pixels(wb.lines({"a": np.ones(5)}, "step", "reward"))
+    assert (x[[0, 0, -1, -1], [0, -1, 0, -1], 3] == 0).all()  # corners are transparent
+    ink = x[(x[..., 3] == 255) & (x[..., :3].max(-1) < 250)]
+    assert not (ink[:, :3].max(1) < 40).any()  # nothing black outside of the panel's colors
+    middle = x[x.shape[0] // 2, x.shape[1] // 2]
+    assert middle[3] == 255 and middle[:3].min() > 240  # the panel itself is white
+
+
+def test_a_panel_without_a_frame_has_its_ground_too():
+    figure, axes = wb.new_figure(1, 2)
+    axes[0, 0].plot([0, 1], [0, 1], color="black")
+    for ax in axes[0]:
+        ax.set(xticks=[], yticks=[], frame_on=False)
+    x = pixels(wb.Picture(figure, ""))
+    half = x.shape[1] // 2
+    assert (x[:, :half, 3] == 255).mean() > 0.5 and (x[:, half:, 3] == 0).all()
+
+
+def test_pictures_keep_their_colors():
+    """Forty different pictures in one figure: the palette of a plot would shift their colors."""
+    draw = torch.Generator().manual_seed(0)
+    colors = torch.rand(40, 3, 1, 1, generator=draw).expand(40, 3, 64, 64)
+    x = pixels(wb.image_grid(colors, ["x"] * 40))
+    seen = x[x[..., 3] == 255][:, :3]
+    for color in (colors[:, :, 0, 0].numpy() * 255).round():
+        assert (np.abs(seen - color).max(1) <= 2).sum() > 1000

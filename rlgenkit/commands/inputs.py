@@ -7,8 +7,6 @@ from typing import Any
 
 from .places import InputError
 
-MODEL_PARAMETERS = ("model", "policy", "base")
-
 
 def split_values(text: str) -> list[str]:
     """'a,b' -> [a, b]; '0..4' -> [0, 1, 2, 3, 4]; mixed forms such as '0..2,9' work too."""
@@ -29,57 +27,38 @@ def split_values(text: str) -> list[str]:
 def typed(text: str, kind: str) -> Any:
     """What the text means for a parameter declared as `kind`; a text that does not fit stays one,
     so that the check of the workbook can name it."""
-    if text in ("None", "null"):
+    if text == "None":
         return None
     if kind == "str":
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        if kind == "float":
-            return float(text)
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return float(text) if kind == "float" else ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return text
 
 
 def checked_parameters(notebook: Path, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Overrides of a run from (name, text) pairs, checked as the notebook itself would check them.
 
-    Raises InputError, one sentence, before any kernel starts.
+    Folders and files become absolute paths.  Raises InputError, one sentence, before any kernel
+    starts.
     """
-    from rlgenkit.workbook.parameters import check_overrides, declared
+    from rlgenkit.workbook.parameters import check_overrides, declared, places
 
+    overrides = {}
     try:
         declaration = declared(notebook)
+        for name, text in pairs:
+            if name in overrides:
+                raise InputError(f"Parameter {name} is given twice.")
+            overrides[name] = typed(text, declaration.types.get(name, "str"))
+        values = check_overrides(declaration, overrides)
+        values |= places(declaration, values, overrides)
     except ValueError as error:
         raise InputError(str(error)) from None
-    overrides = {}
-    for name, text in pairs:
-        if name in overrides:
-            raise InputError(f"Parameter {name} is given twice.")
-        overrides[name] = typed(text, declaration.types.get(name, "str").removesuffix(" | None"))
-    try:
-        check_overrides(declaration, overrides)
-        for name in MODEL_PARAMETERS:
-            if isinstance(overrides.get(name), str):
-                overrides[name] = checked_model(overrides[name])
-    except (ValueError, FileNotFoundError) as error:
-        raise InputError(str(error)) from None
-    return overrides
-
-
-def checked_model(name: str) -> str:
-    """Absolute path of a local pipeline folder whose files are whole; a hub id comes back as it is."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return name  # owner/name: only the run itself asks the hub
-    from rlgenkit.models.folders import COMPONENTS, check_weights, read_index, resolve_folder
-
-    folder = resolve_folder(name).resolve()
-    index = read_index(folder)
-    for part in COMPONENTS[index["_class_name"]]:
-        library, kind = index.get(part) or (None, None)
-        if library and ("scheduler" not in part and "tokenizer" not in part):
-            check_weights(folder / part)
-    return str(folder)
+    return {
+        name: values[name] if declaration.types[name] == "str" and value else value
+        for name, value in overrides.items()
+    }

@@ -17,11 +17,8 @@ from torch import Tensor
 
 from .plots import strip
 from .progress import headless
-from .show import Picture, markdown, png, show
-from .show import _close, _number
-from .widgets import _small_png
-
-ANSWERS = {"left": 1.0, "right": -1.0, "tie": 0.0}
+from .show import Picture, bundle, markdown, number_of, show
+from .widgets import Labels, Panel
 
 Pairs = tuple[Tensor, Tensor, Sequence[str]]
 """Left and right pictures [P, 3, H, W] in [0, 1] and what was asked for, P texts."""
@@ -29,11 +26,11 @@ Pairs = tuple[Tensor, Tensor, Sequence[str]]
 
 @dataclass
 class Annotation:
-    """Rounds of labeled pairs and the pictures between them; advanced by `answer` and `learn`.
+    """Rounds of labeled pairs and the pictures between them; `learn` goes from one to the next.
 
     draw() -> Pairs of the present model; annotator(left, right) -> labels [P] of the simulated person;
     train(labels [P]) updates the model on the pairs drawn last; look() -> pictures [M, 3, H, W] from
-    fixed noises. Labels are 1 left, -1 right, 0 tie.
+    fixed noises. Labels are 1 left, -1 right, 0 tie; `now` holds this round's, in 0..1.
     """
 
     draw: Callable[[], Pairs]
@@ -45,7 +42,6 @@ class Annotation:
     labels: list[Tensor] = field(default_factory=list)
     simulated: list[Tensor] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
-    answers: list[float] = field(default_factory=list)
     clicks: int = 0
 
     def __post_init__(self) -> None:
@@ -65,47 +61,26 @@ class Annotation:
                 f"draw() must return equally many pictures and texts, got "
                 f"{list(left.shape)}, {list(right.shape)} and {len(asked)} texts"
             )
-        self.pairs, self.answers = (left.cpu(), right.cpu(), list(asked)), []
+        self.pairs = left.cpu(), right.cpu(), list(asked)
         self.simulated.append(self.annotator(left, right).detach().cpu().float())
+        self.now = Labels((self.simulated[-1] + 1) / 2)
 
     @property
     def done(self) -> bool:
         return len(self.labels) == self.rounds
 
-    @property
-    def complete(self) -> bool:
-        """All pairs of the round are answered; `learn` is next."""
-        return len(self.answers) == len(self.pairs[0])
-
-    def answer(self, label: float) -> None:
-        """A person's label for the next pair."""
-        if label not in (1.0, 0.0, -1.0):
-            raise ValueError(f"a label is 1 (left), -1 (right) or 0 (tie), not {label}")
-        if self.done or self.complete:
-            raise ValueError("every pair of this round is answered: learn from them first")
-        self.answers.append(float(label))
-        self.clicks += 1
-
-    def undo(self) -> None:
-        """Take the last answer of this round back."""
-        if self.answers:
-            self.answers.pop()
-            self.clicks -= 1
-
-    def leave(self) -> None:
-        """Let the simulated annotator answer the rest of the round."""
-        self.answers += self.simulated[-1][len(self.answers) :].tolist()
-
-    def learn(self) -> None:
-        """Train on the labels of the round, look at the model, and draw the next pairs."""
-        if not self.complete or self.done:
+    def learn(self) -> bool:
+        """Train on the labels of the round, look at the model, draw the next pairs if any."""
+        if not self.now.complete or self.done:
             raise ValueError("there are pairs without an answer in this round")
-        labels = torch.tensor(self.answers)
+        labels = 2 * self.now.values() - 1
         self.train(labels)
         self.labels.append(labels)
+        self.clicks += len(self.now.clicked)
         self.pictures.append(self.look().detach().cpu())
         if not self.done:
             self._next()
+        return not self.done
 
     def agreement(self) -> float:
         """Share of all labels that equal the simulated annotator's; nan before the first round."""
@@ -142,89 +117,41 @@ def annotate(
     With one it returns at once; the buttons do the rest, and the figure below them follows.
     """
     session = Annotation(draw, annotator, train, look, rounds, titles)
-    if headless():
-        while not session.done:
-            session.leave()
-            session.learn()
-        print(f"{sum(map(len, session.labels))} pairs labeled by the simulated annotator")
-        show(session.picture(), caption=caption)
-    else:
-        _panel(session, question, _figure(session.picture(), caption))
+    if not headless():
+        _asked(session, caption, question)
+        return session
+    while not session.done:
+        session.now.leave()
+        session.learn()
+    print(f"{sum(map(len, session.labels))} pairs labeled by the simulated annotator")
+    show(session.picture(), caption=caption)
     return session
 
 
-def _figure(picture: Picture, caption: str) -> Callable[[Picture], None]:
-    """Show the picture as an output that can be replaced; returns the function that replaces it."""
+def _asked(session: Annotation, caption: str, question: str) -> Panel:
+    """Show the figure, an output that each round replaces, and the buttons."""
     from IPython.display import display
 
-    def bundle(new: Picture) -> tuple[dict, dict]:
-        data = {"image/png": png(new.figure), "text/plain": new.alt}
-        _close(new.figure)
-        return data, {"image/png": {"alt": new.alt}}
+    data, extra = bundle(session.picture())
+    figure = display(data, metadata=extra, raw=True, display_id=True)
+    markdown(f"*{number_of(caption)[0]}: {caption}*")
 
-    data, extra = bundle(picture)
-    handle = display(data, metadata=extra, raw=True, display_id=True)
-    markdown(f"*{_number(caption)[0]}: {caption}*")
-
-    def replace(new: Picture) -> None:
-        data, extra = bundle(new)
-        if handle is not None:
-            handle.update(data, metadata=extra, raw=True)
-
-    return replace
-
-
-def _panel(session: Annotation, question: str, replace: Callable[[Picture], None]) -> Any:
-    """Show the buttons for a session; returns the box that holds them (children: line, pair, buttons)."""
-    import ipywidgets
-    from IPython.display import display
-
-    images = [ipywidgets.Image(format="png", width=192) for _ in range(2)]
-    line = ipywidgets.Label()
-    buttons = {
-        name: ipywidgets.Button(description=name)
-        for name in (*ANSWERS, "undo", "leave the rest to the annotator")
-    }
-
-    def refresh(note: str = "") -> None:
-        at, total = len(session.answers), len(session.pairs[0])
-        busy = session.done or session.complete or bool(note)
-        for button in buttons.values():
-            button.disabled = busy
-        buttons["undo"].disabled = busy or at == 0
-        for image, side in zip(images, session.pairs[:2]):
-            image.value = b"" if session.done or session.complete else _small_png(side[at])
-        line.value = note or _words(session, question, at, total)
-
-    def step(change: Callable[[], None]) -> None:
-        try:
-            change()
-            if session.complete and not session.done:
-                refresh("training on your labels ...")
-                session.learn()
-                replace(session.picture())
-            refresh()
-        except Exception as error:  # a callback's error would vanish in the log of the kernel
-            refresh(f"stopped: {type(error).__name__}: {error}")
-            raise
-
-    for name, value in ANSWERS.items():
-        buttons[name].on_click(lambda _, value=value: step(lambda: session.answer(value)))
-    buttons["undo"].on_click(lambda _: step(session.undo))
-    buttons["leave the rest to the annotator"].on_click(lambda _: step(session.leave))
-    refresh()
-    box = ipywidgets.VBox([line, ipywidgets.HBox(images), ipywidgets.HBox(list(buttons.values()))])
-    display(box)
-    return box
-
-
-def _words(session: Annotation, question: str, at: int, total: int) -> str:
-    if session.done:
+    def words() -> str:
+        if session.done:
+            return (
+                f"done: {session.clicks} labels by you, {session.agreement():.0%} of all labels "
+                "equal the simulated annotator's"
+            )
+        at, asked = len(session.now.answers), session.pairs[2]
         return (
-            f"done: {session.clicks} labels by you, {session.agreement():.0%} of all labels equal "
-            "the simulated annotator's"
+            f"round {len(session.labels) + 1} of {session.rounds}, pair {at + 1} of {len(asked)}, "
+            f"asked for: {asked[at]}. {question}"
         )
-    return (
-        f"round {len(session.labels) + 1} of {session.rounds}, pair {at + 1} of {total}, "
-        f"asked for: {session.pairs[2][at]}. {question}"
-    )
+
+    def learn() -> bool:
+        more = session.learn()
+        data, extra = bundle(session.picture())
+        figure.update(data, metadata=extra, raw=True)
+        return more
+
+    return Panel(lambda: (session.now, *session.pairs[:2]), words, learn)

@@ -20,7 +20,7 @@ from torch import Tensor
 from .diagnosis import Answer, difference, same
 from .progress import headless, kernel
 from .provenance import ROOT
-from .show import markdown
+from .show import markdown, safe
 
 FOLDER = ROOT / "notebooks" / "checks"
 MAX_DIFFICULTY = 5
@@ -99,12 +99,14 @@ Check = Exercise  # as notebooks call it that still hold their references themse
 @dataclass(frozen=True)
 class Quiz:
     """A question to answer before the experiment.  answer: index into options; why: one or two
-    sentences, shown after the guess."""
+    sentences, shown after the guess; holds(seed): whether the answer is right at that seed, for the
+    test that asks many."""
 
     question: str
     options: Sequence[str]
     answer: int
     why: str
+    holds: Callable[[int], bool] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.answer < len(self.options):
@@ -121,16 +123,14 @@ def check(number: str, student: Function, exercise: Exercise | None = None) -> N
         outcome = exercise.outcome(student)
     else:  # a notebook that holds its reference itself shows it as the solution, too
         outcome = exercise.outcome(lambda *arguments: student(*arguments))
-    about = [f"{exercise.minutes} minutes"] if exercise.minutes else []
-    about += (
-        [f"difficulty {exercise.difficulty} of {MAX_DIFFICULTY}"] if exercise.difficulty else []
-    )
+    minutes, level = exercise.minutes, exercise.difficulty
+    about = [f"{minutes} minutes"] * bool(minutes)
+    about += [f"difficulty {level} of {MAX_DIFFICULTY}"] * bool(level)
     effort = f" ({', '.join(about)})" if about else ""
     print(f"Exercise {number}{effort}: {outcome.message}")
     if outcome.status != "pass" and exercise.hints and kernel() is not None:
-        markdown(
-            "\n\n".join(_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1))
-        )
+        hints = (_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1))
+        markdown("\n\n".join(hints), html=True)
 
 
 def predict(
@@ -150,13 +150,13 @@ def predict(
         quiz = Quiz(question, options, answer, why)
     else:
         quiz = _entry("QUIZZES", question, sys._getframe(1).f_globals)
-    lines = [f"**Predict first.** {quiz.question}", ""]
-    lines += [f"- {option}" for option in quiz.options]
-    text, told = "\n".join(lines), f"**{quiz.options[quiz.answer]}**. {quiz.why}"
-    if headless():
-        markdown(f"{text}\n\n{_folded('Answer', told)}")
-        return {}
-    return _ask(quiz, text)
+    lines = [f"**Predict first.** {quiz.question}", "", *(f"- {x}" for x in quiz.options)]
+    text = safe("\n".join(lines))
+    if not headless():
+        return _ask(quiz, text)
+    answered = _folded("Answer", f"**{quiz.options[quiz.answer]}**. {quiz.why}")
+    markdown(f"{text}\n\n{answered}", html=True)
+    return {}
 
 
 def _ask(quiz: Quiz, text: str) -> dict[str, int]:
@@ -173,7 +173,8 @@ def _ask(quiz: Quiz, text: str) -> dict[str, int]:
         guess["guess"] = change["new"]
         right = change["new"] == quiz.answer
         verdict = "Right." if right else f"It is: {quiz.options[quiz.answer]}."
-        said = f"{text}\n\nMy guess: {quiz.options[change['new']]}. **{verdict}** {quiz.why}"
+        guessed = f"My guess: {quiz.options[change['new']]}. **{verdict}** {quiz.why}"
+        said = f"{text}\n\n{safe(guessed)}"
         twin.update({"text/markdown": said, "text/plain": said}, raw=True)
 
     choice.observe(answered, names="index")
@@ -181,7 +182,7 @@ def _ask(quiz: Quiz, text: str) -> dict[str, int]:
 
 
 def _folded(summary: str, text: str) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+    return f"<details><summary>{summary}</summary>\n\n{safe(text)}\n\n</details>"
 
 
 def checks_file(notebook: str) -> Path:
@@ -243,14 +244,9 @@ def _answer(function: Function, arguments: Sequence[Any], seed: int) -> Answer:
         total = sum((o * torch.randn(o.shape, generator=mix, dtype=o.dtype)).sum() for o in live)
         found = torch.autograd.grad(total, leaves, allow_unused=True)
         gradients = [z if g is None else g for g, z in zip(found, gradients)]
-    # A float and a tensor without axes are the same answer.
-    plain = [
-        torch.as_tensor(float(o))
-        if isinstance(o, (float, int))
-        else o.detach()
-        if isinstance(o, Tensor)
-        else o
-        for o in outputs
-    ]
+    plain = []  # a float and a tensor without axes are the same answer
+    for o in outputs:
+        o = torch.as_tensor(float(o)) if isinstance(o, (float, int)) else o
+        plain.append(o.detach() if isinstance(o, Tensor) else o)
     sizes = {n for a in arguments if isinstance(a, Tensor) for n in (*a.shape, a.numel())}
     return Answer(plain, gradients, sizes - {0, 1})

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .provenance import ROOT
+
 COMMON = {"profile": "str", "seed": "int", "n_seeds": "int", "device": "str", "out_dir": "str"}
 COMMON_SEEDS = {"quick": 1, "default": 3, "study": 8, "full": 3}
 COMMON_RANGES: dict[str, Any] = {"seed": (0, 2**31 - 1), "n_seeds": (1, 1000)}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-Ranges = Mapping[str, tuple | list]
+# A text parameter names a folder or a file if its name, help and words of range read like this.
+PLACE = re.compile(r"folder|hub id|^(\w+_)?(model|encoder|file):")
+Row = tuple[str, Any, str]  # of a parameters cell: type, value, help
+Ranges = Mapping[str, tuple | list | str]
+OPEN = (-math.inf, math.inf)
 
 
 class ParameterError(ValueError):
@@ -61,8 +68,10 @@ class Parameters:
         return ", ".join(f"{k}={v!r}" for k, v in self.values.items() if k != "out_dir")
 
     def _repr_markdown_(self) -> str:
-        rows = [f"| `{k}` | {v} |" for k, v in self.values.items() if k not in ("out_dir", "seed")]
-        return "\n".join(["| parameter | value |", "|---|---|", *rows])
+        from .show import table_text
+
+        rows = [(f"`{k}`", v) for k, v in self.values.items() if k not in ("out_dir", "seed")]
+        return table_text(("parameter", "value"), rows)
 
 
 @dataclass(frozen=True)
@@ -72,15 +81,15 @@ class Declaration:
     types: dict[str, str]
     defaults: dict[str, Any]
     help: dict[str, str]
-    presets: dict[str, dict[str, Any]]
-    ranges: dict[str, Any]
+    presets: Mapping[str, Mapping[str, Any]]
+    ranges: Ranges
 
 
 def parameters(
     namespace: dict[str, Any],
     notebook: str,
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-    ranges: Ranges | None = None,
+    ranges: Mapping[str, tuple | list] | None = None,
     table: str = "",
 ) -> Parameters:
     """Check the parameters in `namespace` (a notebook's `globals()`) and fill None from presets.
@@ -90,19 +99,53 @@ def parameters(
     all with the same names, and ranges: (low, high), closed, None = open end; a list, or a tuple
     that is not two numbers, holds the allowed choices.  Raises ParameterError before any work.
     """
-    types = _types_in(namespace)
-    if table:
-        presets, ranges = read_table(table, types)
-        _same_names(types, presets)
-    if not presets:
+    found = _declaration(_cell_of(namespace), presets or {}, ranges or {}, table)
+    if not found.presets:
         raise ParameterError("wb.parameters needs the presets of each profile, best as a table")
-    for name in _injected(namespace, types):
-        if name not in types:
-            raise ParameterError(_unknown(name, types))
-    given = {name: namespace[name] for name in types}
+    injected = _injected(namespace)
+    if "In" not in namespace:  # outside a kernel every literal is a parameter
+        literal = (bool, int, float, str, list, tuple, dict)
+        injected = [k for k, v in namespace.items() if k[0] != "_" and isinstance(v, literal)]
+    values = resolve(found, {name: namespace.get(name) for name in [*found.types, *injected]})
+    values |= places(found, values, injected)
     namespace["_rlgenkit_figures"] = {"notebook": notebook.split("_")[0]}  # read by wb.show
     namespace["_rlgenkit_notebook"] = notebook  # read by wb.check and wb.predict
-    return Parameters(notebook, resolve(types, given, presets, ranges or {}))
+    return Parameters(notebook, values)
+
+
+def declared(path: str | Path) -> Declaration:
+    """Read a notebook's parameters from its syntax, without running it."""
+    cells = [
+        (cell["metadata"].get("tags", []), "".join(cell["source"]))
+        for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    marked = [source for tags, source in cells if "parameters" in tags]
+    rows = _annotated(marked[0]) if marked else {}
+    if not rows:
+        raise ParameterError(f"{Path(path).name} has no cell tagged `parameters` with parameters")
+    call: dict[str, Any] = {}
+    for _, source in cells:
+        if ".parameters(" in source:
+            call |= _literal_keywords(source, ("presets", "ranges", "table"))
+    return _declaration(
+        rows, call.get("presets", {}), call.get("ranges", {}), call.get("table", "")
+    )
+
+
+def _declaration(rows: Mapping[str, Row], presets: Mapping, ranges: Ranges, table: str):
+    """The Declaration of a parameters cell and of what wb.parameters is called with."""
+    types, defaults, help = ({name: row[k] for name, row in rows.items()} for k in range(3))
+    if table:
+        presets, ranges = read_table(table, types)
+        constants = next(iter(presets.values()))
+        for name in types:
+            if name not in COMMON and name not in constants:
+                raise ParameterError(
+                    f"the parameters cell names `{name}`, which has no row in the table"
+                    + _nearest(name, constants)
+                )
+    return Declaration(types, defaults, help, presets, ranges)
 
 
 def read_table(
@@ -143,17 +186,6 @@ def read_table(
     return presets, ranges
 
 
-def _same_names(types: Mapping[str, str], presets: Mapping[str, Mapping]) -> None:
-    """Every own parameter has a row of the table; a name that has none is mistyped."""
-    rows = next(iter(presets.values()))
-    for name in types:
-        if name not in COMMON and name not in rows:
-            raise ParameterError(
-                f"the parameters cell names `{name}`, which has no row in the table"
-                + _nearest(name, rows)
-            )
-
-
 def _literal(text: str, kind: str) -> Any:
     """A cell as its declared type wants it; what is no literal is a text."""
     try:
@@ -170,96 +202,14 @@ def _span(text: str, kind: str) -> tuple | list | str:
     if "|" in text:
         return [_literal(part.strip(), kind) for part in text.split("|")]
     low, dots, high = text.partition("..")
-    ends = [_literal(end, "") if end else None for end in (low.strip(), high.strip())]
-    numbers = all(end is None or type(end) in (int, float) for end in ends)
-    return tuple(ends) if dots and numbers else text
+    ends = tuple(_literal(end.strip(), "") if end.strip() else None for end in (low, high))
+    return ends if dots and _is_span(ends) else text
 
 
-def resolve(
-    types: Mapping[str, str],
-    given: Mapping[str, Any],
-    presets: Mapping[str, Mapping[str, Any]],
-    ranges: Ranges,
-) -> dict[str, Any]:
-    """Values of all parameters and preset constants, checked; adds `seeds`.  Pure."""
-    for name in COMMON:
-        if name not in types:
-            raise ParameterError(f"the parameters cell lacks `{name}: {COMMON[name]}`, add it")
-    given = {name: _typed(name, given[name], types[name]) for name in types}
-    profile = given["profile"]
-    if profile not in presets:
-        near = _nearest(str(profile), presets)
-        raise ParameterError(f"unknown profile `{profile}`{near}; choose {_words(presets)}")
-    _check_presets(types, presets, ranges)
-    preset = {"n_seeds": COMMON_SEEDS.get(profile, 3), **presets[profile]}
-    values = {**preset, **{k: v for k, v in given.items() if v is not None or k not in preset}}
-    for name, value in values.items():
-        if value is None and name not in preset and name != "out_dir":
-            raise ParameterError(f"`{name}` is None and profile `{profile}` has no preset for it")
-        _in_range(name, value, {**COMMON_RANGES, **ranges}.get(name))
-    values["device"] = _device(values["device"])
-    values["seeds"] = list(range(values["seed"], values["seed"] + values["n_seeds"]))
-    return {name: values[name] for name in [*types, *sorted(set(values) - set(types))]}
-
-
-def declared(path: str | Path) -> Declaration:
-    """Read a notebook's parameters from its syntax, without running it."""
-    cells = [
-        cell
-        for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == "code"
-    ]
-    marked = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    rows = _annotated("".join(marked[0]["source"])) if marked else {}
-    if not rows:
-        raise ParameterError(f"{Path(path).name} has no cell tagged `parameters` with parameters")
-    types = {name: kind for name, (kind, _, _) in rows.items()}
-    calls: dict[str, Any] = {}
-    for source in ["".join(cell["source"]) for cell in cells]:
-        if ".parameters(" in source:
-            calls.update(_literal_keywords(source, "parameters"))
-    presets, ranges = calls.get("presets", {}), calls.get("ranges", {})
-    if "table" in calls:
-        presets, ranges = read_table(calls["table"], types)
-    return Declaration(
-        types=types,
-        defaults={name: value for name, (_, value, _) in rows.items()},
-        help={name: words for name, (_, _, words) in rows.items()},
-        presets=presets,
-        ranges=ranges,
-    )
-
-
-def _annotated(source: str) -> dict[str, tuple[str, Any, str]]:
-    """name -> (annotation, value, comment) of the lines `name: type = literal  # help`."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    rows = {}
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                raise ParameterError(
-                    f"`{node.target.id}` must be a literal in the parameters "
-                    f"cell, not {ast.unparse(node.value)}"
-                ) from None
-            help = comments.get(node.end_lineno, "")
-            rows[node.target.id] = ast.unparse(node.annotation), value, help
-    return rows
-
-
-def words_of_range(allowed: Any) -> str:
-    """A range as a table of presets has it: "1..100", "a | b", "" for none."""
-    if allowed is None:
-        return ""
-    if (
-        isinstance(allowed, tuple)
-        and len(allowed) == 2
-        and not any(isinstance(end, str) for end in allowed)
-    ):
-        return "..".join("" if end is None else str(end) for end in allowed)
-    return allowed if isinstance(allowed, str) else " | ".join(map(str, allowed))
+def _is_span(allowed: Any) -> bool:
+    """Whether a range is (low, high), with None for an open end."""
+    ends = [x for x in allowed if x is None or type(x) in (int, float)] if allowed else []
+    return isinstance(allowed, tuple) and len(allowed) == len(ends) == 2
 
 
 def check_overrides(declaration: Declaration, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,13 +217,125 @@ def check_overrides(declaration: Declaration, overrides: Mapping[str, Any]) -> d
 
     Returns the resolved values (only type-checked when the presets are no literal).
     """
-    for name in overrides:
-        if name not in declaration.types:
-            raise ParameterError(_unknown(name, declaration.types))
     given = {**declaration.defaults, **overrides}
     if declaration.presets:
-        return resolve(declaration.types, given, declaration.presets, declaration.ranges)
-    return {name: _typed(name, given[name], kind) for name, kind in declaration.types.items()}
+        return resolve(declaration, given)
+    return _all_typed(declaration.types, given)
+
+
+def resolve(declaration: Declaration, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of all parameters and preset constants, checked; adds `seeds`.  Pure."""
+    types, presets = declaration.types, declaration.presets
+    threads()
+    for name in COMMON:
+        if name not in types:
+            raise ParameterError(f"the parameters cell lacks `{name}: {COMMON[name]}`, add it")
+    given = _all_typed(types, given)
+    profile = given["profile"]
+    if profile not in presets:
+        near = _nearest(str(profile), presets)
+        raise ParameterError(f"unknown profile `{profile}`{near}; choose {_words(presets)}")
+    ranges = {**COMMON_RANGES, **declaration.ranges}
+    _check_presets(types, presets, ranges)
+    preset = {"n_seeds": COMMON_SEEDS.get(profile, 3), **presets[profile]}
+    values = {**preset, **{k: v for k, v in given.items() if v is not None or k not in preset}}
+    for name, value in values.items():
+        if value is None and name not in preset and name != "out_dir":
+            raise ParameterError(f"`{name}` is None and profile `{profile}` has no preset for it")
+        _in_range(name, value, ranges.get(name))
+    values["device"] = _device(values["device"])
+    values["out_dir"] = values["out_dir"] and os.path.expanduser(values["out_dir"])
+    values["seeds"] = list(range(values["seed"], values["seed"] + values["n_seeds"]))
+    return {name: values[name] for name in [*types, *sorted(set(values) - set(types))]}
+
+
+def places(
+    declaration: Declaration, values: Mapping[str, Any], given: Iterable[str]
+) -> dict[str, str]:
+    """Parameter -> the place that it names, for those that name a folder, a file or a hub id.
+
+    What is there becomes an absolute path, unless it stands so in the notebook, and models are
+    looked into; what the quick or default profile has is a name of the notebook's own, such as
+    "embedded".  ParameterError where nothing is there.  given: names set from outside.
+    """
+    found, first = {}, [declaration.presets.get(name, {}) for name in ("quick", "default")]
+    for name, kind in declaration.types.items():
+        allowed = declaration.ranges.get(name)
+        words = f"{name}: {declaration.help.get(name, '')}; {words_of_range(allowed)}"
+        if kind != "str" or name in COMMON or isinstance(allowed, list) or not PLACE.search(words):
+            continue
+        value = values.get(name) or ""
+        own = ["", "none", *(preset.get(name) for preset in first)]
+        place = None if value in own else _place(name, value, words)
+        inside = place == (ROOT / value).resolve() and name not in given
+        found[name] = value if place is None or inside else str(place)
+    if found.get("judge") in ("", "none") and _other_pictures(values["model"], first):
+        raise ParameterError(
+            f"`judge` is needed for the pictures of '{values['model']}', which are no sticker "
+            "scenes: name the folder of a CLIP model"
+        )
+    return found
+
+
+def _place(name: str, value: str, words: str) -> Path | None:
+    """Where `value` is, checked; None for a hub id and for a name that the help holds."""
+    path = os.path.expanduser(value)
+    here = [base / path for base in (Path(), ROOT) if (base / path).exists()]
+    if here:
+        if re.search("model|encoder|CLIP", words):
+            _check_model(name, here[0], words)
+        return here[0].resolve()
+    if "prefix" in words and list(Path(path).parent.glob(Path(path).name + "*")):
+        return Path(path).resolve()
+    only_here = "hub" not in words and re.search("folder|file", words)
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value) and not only_here
+    if hub_id or value in re.split(r"[,;:]? ", words):
+        return None
+    raise ParameterError(
+        f"`{name}` is '{value}', and there is no such folder or file; check the path"
+        + ("" if only_here else " or name a hub id, owner/name")
+    )
+
+
+def _check_model(name: str, folder: Path, words: str) -> None:
+    """The folder holds whole safetensors weights, a pipeline in each part that has some."""
+    from rlgenkit.models.folders import COMPONENTS, check_weights, read_index
+
+    try:
+        if "pipeline" not in words and not (folder / "model_index.json").is_file():
+            return check_weights(folder)
+        index = read_index(folder)
+        for part in COMPONENTS[index["_class_name"]]:
+            if (index.get(part) or [None])[0] and not re.search("scheduler|tokenizer", part):
+                check_weights(folder / part)
+    except (ValueError, FileNotFoundError) as error:
+        raise ParameterError(f"`{name}`: {error}") from None
+
+
+def _other_pictures(model: str, presets: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether `model` is no preset of a laptop's profile and has no latents of sticker scenes."""
+    if model in [preset.get("model") for preset in presets]:
+        return False
+    config = Path(os.path.expanduser(model)) / "vae" / "config.json"
+    text = config.read_text(encoding="utf-8") if config.is_file() else "{}"
+    return json.loads(text).get("latent_channels") != 8
+
+
+def words_of_range(allowed: Any) -> str:
+    """A range as a table of presets has it: "1..100", "a | b", "" for none."""
+    if _is_span(allowed):
+        return "..".join("" if end is None else str(end) for end in allowed)
+    return allowed if isinstance(allowed, str) else " | ".join(map(str, allowed or ()))
+
+
+def _all_typed(types: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    for name in given:
+        if name not in types:
+            raise ParameterError(
+                f"unknown parameter `{name}`{_nearest(name, types)}; "
+                f"this notebook has {_words(types)}"
+            )
+    return {name: _typed(name, given[name], kind) for name, kind in types.items()}
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:
@@ -284,17 +346,35 @@ def _typed(name: str, value: Any, kind: str) -> Any:
     if value is None:
         return None
     if base == "float" and type(value) is int:
-        return float(value)
+        value = float(value) if abs(value) < 10**308 else math.inf
     if type(value) is not TYPES[base]:
         article = "an" if base == "int" else "a"
         raise ParameterError(
             f"`{name}` must be {article} {base}, but it is {value!r} ({type(value).__name__})"
         )
-    if base == "float" and not math.isfinite(value):
-        raise ParameterError(f"`{name}` must be a finite number, but it is {value}")
     if base == "list" and inner:
         return [_typed(f"{name}[{i}]", v, inner[:-1]) for i, v in enumerate(value)]
+    _plain(name, value)
     return value
+
+
+def _plain(name: str, value: Any) -> None:
+    """Refuse what one of the ways into a notebook (text, JSON, YAML, syntax) would change."""
+    if isinstance(value, (list, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise ParameterError(
+                    f"the keys of `{name}` must be texts: write '{key}', not {key}"
+                )
+            _plain(f"{name}[{key!r}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ParameterError(f"`{name}` must be a finite number, but it is {value}")
+    elif isinstance(value, str) and not value.isascii() and re.search("[\ud800-\udfff]", value):
+        raise ParameterError(f"`{name}` is no text in UTF-8: {value!r}")
+    elif type(value) not in (type(None), bool, int, float, str):
+        raise ParameterError(
+            f"`{name}` must be made of numbers, texts, lists and dicts, but it holds {value!r}"
+        )
 
 
 def _in_range(name: str, value: Any, allowed: tuple | list | str | None) -> None:
@@ -303,38 +383,38 @@ def _in_range(name: str, value: Any, allowed: tuple | list | str | None) -> None
     if isinstance(value, list):
         for index, item in enumerate(value):
             _in_range(f"{name}[{index}]", item, allowed)
-        return
-    ends = [end for end in allowed if end is None or type(end) in (int, float)]
-    if isinstance(allowed, tuple) and len(allowed) == 2 and len(ends) == 2:
-        low, high = allowed
-        if (low is not None and value < low) or (high is not None and value > high):
-            span = f"at least {low}" if high is None else f"at most {high}"
-            span = span if low is None or high is None else f"between {low} and {high}"
-            raise ParameterError(f"`{name}` must be {span}, but it is {value}")
-    elif value not in allowed:
-        near = _nearest(str(value), [str(item) for item in allowed])
-        raise ParameterError(f"`{name}` must be {_words(allowed)}, but it is {value!r}{near}")
+    elif not _is_span(allowed):
+        if value not in allowed:
+            near = _nearest(str(value), [str(item) for item in allowed])
+            raise ParameterError(f"`{name}` must be {_words(allowed)}, but it is {value!r}{near}")
+    else:
+        low, high = (infinity if end is None else end for end, infinity in zip(allowed, OPEN))
+        if isinstance(value, str) or not low <= value <= high:
+            span = f"between {low} and {high}"
+            span = f"at least {low}" if allowed[1] is None else span
+            span = f"at most {high}" if allowed[0] is None else span
+            raise ParameterError(f"`{name}` must be {span}, but it is {value!r}")
 
 
 def _check_presets(types: Mapping, presets: Mapping[str, Mapping], ranges: Ranges) -> None:
-    """The author's side: every profile sets the same names, with fitting types and ranges."""
+    """The author's side: every profile sets the same names, with fitting types and ranges; what
+    has a range is a parameter."""
     names = [set(preset) for preset in presets.values()]
     if odd := set.union(*names) - set.intersection(*names):
         raise ParameterError(f"the presets differ in {_words(sorted(odd))}; set it in each profile")
-    for preset in presets.values():
-        for name, value in preset.items():
-            _in_range(
-                name, _typed(name, value, types[name]) if name in types else value, ranges.get(name)
-            )
-    known = set(types) | set.union(*names)
     for name in ranges:
-        if name not in known:
-            own = [typed for typed in types if typed not in ranges and typed not in COMMON]
+        if name not in types:
+            own = [x for x in types if x not in ranges and x not in COMMON]
             if mistyped := difflib.get_close_matches(name, own, 1, 0.6):
                 raise ParameterError(f"the parameters cell names `{mistyped[0]}`; write `{name}`")
             raise ParameterError(
-                f"`ranges` names `{name}`, which is no parameter" + _nearest(name, known)
+                f"the parameters cell lacks `{name}`, which has a range: "
+                f"add the line `{name}: type = None`"
             )
+    for preset in presets.values():
+        for name, value in preset.items():
+            value = _typed(name, value, types[name]) if name in types else value
+            _in_range(name, value, ranges.get(name))
 
 
 def _device(name: str) -> str:
@@ -342,86 +422,97 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
+    kind, colon, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind)
     count = int(torch.backends.mps.is_available()) if kind == "mps" else count
     if count is None:
         near = _nearest(name, ["auto", "cpu", "cuda", "mps"])
         raise ParameterError(f"unknown device `{name}`{near}; choose auto, cpu, cuda or mps")
-    if index and not index.isdigit() or int(index or 0) >= count:
+    if colon and not re.fullmatch("[0-9]+", index) or int(index or 0) >= count:
         raise ParameterError(f"device `{name}` is not there; use device='auto' or device='cpu'")
     return name
 
 
-def _cells(namespace: Mapping[str, Any]) -> list[ast.Module]:
-    """Syntax trees of the cells run so far, oldest first; cells with magics are left out."""
-    trees = []
-    for source in namespace.get("In", []):
+def _cells(namespace: Mapping[str, Any]) -> list[tuple[str, ast.Module]]:
+    """Text and syntax of the cells run so far, newest first; those with magics are left out."""
+    cells = []
+    for source in reversed(namespace.get("In", [])):
         try:
-            trees.append((source, ast.parse(source)))
+            cells.append((source, ast.parse(source)))
         except SyntaxError:
             continue
-    return trees
+    return cells
 
 
-def _types_in(namespace: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> annotation of the newest parameters cell (the one that annotates `profile`)."""
-    for _, tree in reversed(_cells(namespace)):
-        types = {
-            node.target.id: ast.unparse(node.annotation)
-            for node in tree.body
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        }
-        if "profile" in types:
-            for node in tree.body:
-                if isinstance(node, ast.Assign):
-                    text = ast.unparse(node.targets[0])
-                    raise ParameterError(
-                        f"the parameters cell sets `{text}` without its type, which "
-                        f"would be ignored: write `{text}: type = ...`"
-                    )
-            return types
+def _cell_of(namespace: Mapping[str, Any]) -> dict[str, Row]:
+    """Rows of the newest parameters cell (the one that annotates `profile`)."""
+    for source, tree in _cells(namespace):
+        if any(isinstance(x, ast.AnnAssign) and _target(x) == "profile" for x in tree.body):
+            return _annotated(source)
     notes = namespace.get("__annotations__", {})
-    return {k: getattr(v, "__name__", str(v)) for k, v in notes.items()}
+    return {k: (getattr(v, "__name__", str(v)), None, "") for k, v in notes.items()}
 
 
-def _injected(namespace: Mapping[str, Any], types: Iterable[str]) -> list[str]:
-    """Names that papermill injected: assigned in its "# Parameters" cell, or, outside a kernel,
-    every other literal in the namespace."""
-    if "In" not in namespace:
-        literal = (bool, int, float, str, list, tuple, dict)
-        return [k for k, v in namespace.items() if k[0] != "_" and isinstance(v, literal)]
-    for source, tree in reversed(_cells(namespace)):
+def _injected(namespace: Mapping[str, Any]) -> list[str]:
+    """Names that papermill injected: assigned in the newest "# Parameters" cell."""
+    for source, tree in _cells(namespace):
         if source.startswith("# Parameters"):
-            return [
-                t.id
-                for node in tree.body
-                if isinstance(node, ast.Assign)
-                for t in node.targets
-                if isinstance(t, ast.Name)
-            ]
+            return [_target(node) for node in tree.body if isinstance(node, ast.Assign)]
     return []
 
 
-def _literal_keywords(source: str, function: str) -> dict[str, Any]:
-    """The literal keyword arguments of the first call of `...function(...)` in `source`."""
+def _target(node: ast.AST) -> str:
+    """What a statement assigns to, as it is written; "" if it assigns nothing."""
+    targets = getattr(node, "targets", [getattr(node, "target", None)])
+    return ast.unparse(targets[0]) if targets[0] else ""
+
+
+def _annotated(source: str) -> dict[str, Row]:
+    """name -> (annotation, value, comment) of the lines `name: type = literal  # help`, which are
+    all that a parameters cell may hold."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ParameterError(f"the parameters cell is no Python: {error}") from None
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    rows = {}
+    for node in body:
+        name = _target(node)
+        if not isinstance(node, ast.AnnAssign) or not node.value:
+            raise ParameterError(
+                f"the parameters cell holds `{ast.unparse(node).splitlines()[0]}`, which would be "
+                f"ignored: write `{name or 'name'}: type = value`"
+            )
+        try:
+            value = ast.literal_eval(node.value)
+        except ValueError:
+            raise ParameterError(
+                f"`{name}` must be a literal in the parameters cell, not {ast.unparse(node.value)}"
+            ) from None
+        rows[name] = ast.unparse(node.annotation), value, comments.get(node.end_lineno, "")
+    return rows
+
+
+def _literal_keywords(source: str, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """The literal keyword arguments of the call of `...parameters(...)` in `source`."""
     try:
         tree = ast.parse(source)
-    except SyntaxError:  # a cell with magics
-        return {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == function:
-            wanted = ("presets", "ranges", "table")
-            pairs = [(k.arg, k.value) for k in node.keywords if k.arg in wanted]
-            try:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "parameters":
+                pairs = [(k.arg, k.value) for k in node.keywords if k.arg in wanted]
                 return {name: ast.literal_eval(value) for name, value in pairs}
-            except ValueError:
-                return {}
+    except (SyntaxError, ValueError):  # a cell with magics, or computed presets
+        pass
     return {}
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
-    return f"unknown parameter `{name}`{_nearest(name, known)}; this notebook has {_words(known)}"
+def threads() -> int:
+    """CPU threads of a run: OMP_NUM_THREADS, or 2 where it is not set."""
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip() or "2"
+    if not re.fullmatch("[0-9]+", text) or not int(text):
+        raise ParameterError(f"OMP_NUM_THREADS is '{text}': set it to 1 or more, or unset it")
+    return int(text)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -19,9 +20,13 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#5
 LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
+GRAY = "#767676"  # reads on white (4.5 : 1) as well as on a dark theme (4.2 : 1)
 STYLE = {
     "figure.dpi": 100,
-    "figure.facecolor": "white",
+    "figure.facecolor": "none",
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY
+    ),
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -31,7 +36,8 @@ STYLE = {
     "axes.axisbelow": True,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
-    "legend.frameon": False,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 1.0,
     "legend.fontsize": 8.5,
     "image.cmap": "cividis",
     "axes.prop_cycle": matplotlib.cycler(color=PALETTE) + matplotlib.cycler(linestyle=LINES),
@@ -71,11 +77,20 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 7.2, height: floa
 
 
 def png(figure: Figure) -> bytes:
-    """PNG with a palette of 256 colors: a third of the size, equal bytes for equal figures."""
+    """PNG on a transparent ground, equal bytes for equal figures.  Plots get a palette of 256
+    colors, a third of the size; pictures keep theirs within two levels of 255."""
+    for ax in figure.axes:
+        if ax.has_data() and not ax.images and not ax.get_frame_on():
+            ax.set_frame_on(True)  # black lines need their white ground in a dark theme
+            ax.spines[:].set_visible(False)
     raw, small = io.BytesIO(), io.BytesIO()
     with style():
         figure.savefig(raw, format="png", dpi=STYLE["figure.dpi"], metadata={"Software": None})
-    image = Image.open(raw).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = Image.open(raw).convert("RGBA")
+    if any(ax.images for ax in figure.axes):
+        image = image.point([min((v + 2) // 4 * 4, 255) for v in range(256)] * 4)
+    else:
+        image = image.quantize(256, Image.Quantize.FASTOCTREE)
     image.save(small, format="PNG", optimize=True)
     return small.getvalue()
 
@@ -85,28 +100,55 @@ def show(figure: Figure | Picture, alt: str = "", caption: str = "") -> None:
 
     A Picture brings its own alt text, to which `alt` is added.  ValueError without alt text.
     """
-    figure, alt = _parts(figure, alt)
+    if isinstance(figure, Picture):
+        figure, alt = figure.figure, f"{figure.alt} {alt}"
+    if not alt.strip():
+        raise ValueError("show needs alt text: say in words and numbers what the figure shows")
     if not caption.strip():
         raise ValueError("show needs a caption: one sentence that says what the figure is")
-    data = png(figure)
-    _close(figure)
-    label, file = _number(caption)
+    data, extra = bundle(Picture(figure, alt))
+    label, file = number_of(caption)
     shell = kernel()
     if shell is None:
-        print(f"[{label}: {caption}] {alt}")
+        print(f"[{label}: {caption}] {data['text/plain']}")
         return
     if run := shell.user_ns.get("_rlgenkit_run"):
         from .checkpoint import write_atomic
 
-        write_atomic(run.folder / "figures" / f"{file}.png", data)
+        write_atomic(run.folder / "figures" / f"{file}.png", data["image/png"])
     from IPython.display import display
 
-    display({"image/png": data, "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
+    display(data, raw=True, metadata=extra)
     markdown(f"*{label}: {caption}*")
 
 
-def markdown(text: str) -> None:
-    """Show markdown in a notebook, print it elsewhere."""
+def bundle(picture: Picture) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(data, metadata) of a picture as a notebook's output, with its alt text; closes the figure."""
+    data, alt = png(picture.figure), spoken(picture.alt)
+    if hasattr(picture.figure, "number"):  # made with pyplot: the kernel would show it once more
+        from matplotlib import pyplot
+
+        pyplot.close(picture.figure)
+    return {"image/png": data, "text/plain": alt}, {"image/png": {"alt": alt}}
+
+
+def spoken(text: str) -> str:
+    """Text as one reads it aloud: printed lists and dicts without brackets, quotes and types."""
+    text = re.sub(r"\b(?:np\.\w+|tensor)\(([^()]*)\)", r"\1", " ".join(text.split()))
+    text = re.sub(r"\d+\.\d{6,}(?:e[+-]\d+)?", lambda m: f"{float(m[0]):.3g}", text)
+    return re.sub(r"[\[\]{}]|(?<!\w)'|'(?=[:,\]}])", "", text)
+
+
+def safe(text: str) -> str:
+    """Markdown of which nothing that a data file or a model said can act: a blank takes tags,
+    pictures and links apart, unless they lead to https, http or a file."""
+    link = r"\](?=[(:]\s*(?!https?://)[^)\s]*[:&])"
+    return re.sub(rf"(<(?=[A-Za-z/!?])|!(?=\[)|{link})", r"\1 ", text)
+
+
+def markdown(text: str, html: bool = False) -> None:
+    """Show markdown in a notebook, print it elsewhere.  html: its tags are ours and stay."""
+    text = text if html else safe(text)
     if kernel() is None:
         print(text)
         return
@@ -115,15 +157,20 @@ def markdown(text: str) -> None:
     display({"text/markdown": text, "text/plain": text}, raw=True)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
-    """Show a table; floats with 3 significant digits.  rows: [R][len(header)]."""
+def table_text(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in markdown, safe as it is; floats with 3 significant digits.  rows: [R][C]."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for row in rows:
         if len(row) != len(header):
             raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
-        cells = [f"{c:.3g}" if isinstance(c, float) else str(c).replace("|", "\\|") for c in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    markdown("\n".join(lines) + (f"\n\n*{caption}*" if caption else ""))
+        cells = [f"{c:.3g}" if isinstance(c, float) else " ".join(str(c).split()) for c in row]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return safe("\n".join(lines))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
+    """Show a table; floats with 3 significant digits.  rows: [R][len(header)]."""
+    markdown(table_text(header, rows) + (f"\n\n*{caption}*" if caption else ""))
 
 
 def theory_table(rows: Sequence[tuple[str, str, str]]) -> None:
@@ -131,15 +178,7 @@ def theory_table(rows: Sequence[tuple[str, str, str]]) -> None:
     table(("symbol", "meaning", "in the code"), [(f"${s}$", m, f"`{n}`") for s, m, n in rows])
 
 
-def _parts(figure: Figure | Picture, alt: str) -> tuple[Figure, str]:
-    if isinstance(figure, Picture):
-        figure, alt = figure.figure, f"{figure.alt} {alt}"
-    if not alt.strip():
-        raise ValueError("show needs alt text: say in words and numbers what the figure shows")
-    return figure, " ".join(alt.split())
-
-
-def _number(caption: str) -> tuple[str, str]:
+def number_of(caption: str) -> tuple[str, str]:
     """("Figure 01.2", "figure_01_2").  The kernel's namespace keeps the numbers, by caption, so
     that a cell run again keeps its number and a restart begins anew."""
     shell = kernel()
@@ -148,11 +187,3 @@ def _number(caption: str) -> tuple[str, str]:
     k = numbers.setdefault(caption, len(numbers) + 1)
     name = f"{known['notebook']}.{k}" if "notebook" in known else str(k)
     return f"Figure {name}", f"figure_{name.replace('.', '_')}"
-
-
-def _close(figure: Figure) -> None:
-    """Take a figure made with pyplot off its list, or the kernel would show it a second time."""
-    from matplotlib import pyplot
-
-    if figure.number in pyplot.get_fignums() if hasattr(figure, "number") else False:
-        pyplot.close(figure)

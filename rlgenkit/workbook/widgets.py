@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
+import hashlib
+import io
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .progress import headless
-from .show import Picture, png, show
+from .progress import headless, kernel
+from .show import Picture, bundle, show
+
+ANSWERS = {"left": 1.0, "right": 0.0, "tie": 0.5}
+KEYS = {name[0]: name for name in (*ANSWERS, "undo")}
+REST = "leave the rest to the annotator"
 
 
 def explore(
@@ -20,50 +28,80 @@ def explore(
     twins: Sequence[Mapping[str, Any]] = (),
     **sliders: Sequence[Any],
 ) -> None:
-    """Sliders over the listed values (the first is the default) redraw fn(**values).
+    """Sliders over the listed values, or (label, value) pairs, redraw fn(**values).
 
-    The static twin - the figure at the defaults, or at each setting in `twins` - always follows,
-    and without a front end it is all there is: no widget state reaches the file.
+    The first value is the default; numbers are put in order.  The static twin - the figure at the
+    defaults, or at each setting in `twins` - always follows, and without a front end it is all
+    there is: no widget state reaches the file.
     """
+    options, default = {}, {}
     for name, values in sliders.items():
         if isinstance(values, str) or not len(values):
             raise ValueError(f"slider `{name}` needs a list of values, the first is its default")
-    default = {name: values[0] for name, values in sliders.items()}
+        paired = all(isinstance(x, (tuple, list)) and len(x) == 2 for x in values)
+        rows = [tuple(x) if paired else (x, x) for x in values]
+        default[name] = rows[0][1]
+        numbers = all(type(value) in (int, float) for _, value in rows)
+        options[name] = sorted(rows, key=lambda row: row[1]) if numbers else rows
     for setting in twins or [default]:
-        words = ", ".join(f"{k} = {v}" for k, v in {**default, **setting}.items())
-        show(fn(**{**default, **setting}), caption=f"{caption} ({words})")
-    if headless():
-        return
+        chosen = {**default, **setting}
+        told = [
+            f"{name} = {next((label for label, x in options[name] if x is value), value)}"
+            for name, value in chosen.items()
+        ]
+        show(fn(**chosen), caption=f"{caption} ({', '.join(told)})")
+    if not headless():
+        _sliders(fn, options, default)
+
+
+def _sliders(fn: Callable[..., Picture], options: Mapping[str, list], default: Mapping) -> None:
+    """A slider per name, with a menu that names its value: a slider alone tells screen readers the
+    number of the place only."""
     import ipywidgets
     from IPython.display import display
 
-    controls = {
-        name: ipywidgets.SelectionSlider(
-            options=list(values), description=name, continuous_update=False
-        )
-        for name, values in sliders.items()
-    }
+    lines, controls = [], {}
+    for name, rows in options.items():
+        first = next(k for k, (_, value) in enumerate(rows) if value is default[name])
+        same = {"options": [(str(label), k) for k, (label, _) in enumerate(rows)], "value": first}
+        menu = ipywidgets.Dropdown(description=name, **same)
+        controls[name] = ipywidgets.SelectionSlider(readout=False, continuous_update=False, **same)
+        ipywidgets.link((menu, "value"), (controls[name], "value"))
+        lines.append(ipywidgets.HBox([menu, controls[name]]))
 
-    def redraw(**values: Any) -> None:
-        picture = fn(**values)
-        display(
-            {"image/png": png(picture.figure), "text/plain": picture.alt},
-            raw=True,
-            metadata={"image/png": {"alt": picture.alt}},
-        )
+    def redraw(**places: int) -> None:
+        data, extra = bundle(fn(**{name: options[name][k][1] for name, k in places.items()}))
+        display(data, raw=True, metadata=extra)
 
-    display(ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(redraw, controls)]))
+    display(ipywidgets.VBox([*lines, ipywidgets.interactive_output(redraw, controls)]))
 
 
 @dataclass
 class Labels:
-    """Preferences between pairs: what a person clicked, the simulated annotator's for the rest."""
+    """Preferences between pairs: what a person answered, the simulated annotator's for the rest.
+
+    simulated: [B] in 0..1, 1 = first image preferred, 0 = second, 0.5 = tie.  answers: a person's,
+    of the first pairs; None where one is left to the annotator.
+    """
 
     simulated: Tensor
-    clicked: dict[int, float] = field(default_factory=dict)
+    answers: list[float | None] = field(default_factory=list)
+
+    @property
+    def clicked(self) -> dict[int, float]:
+        """Pair -> a person's answer."""
+        return {k: value for k, value in enumerate(self.answers) if value is not None}
+
+    @property
+    def complete(self) -> bool:
+        return len(self.answers) == len(self.simulated)
+
+    def leave(self) -> None:
+        """Let the annotator answer the rest."""
+        self.answers += [None] * (len(self.simulated) - len(self.answers))
 
     def values(self) -> Tensor:
-        """[B] in 0..1: 1 = first image preferred, 0 = second, 0.5 = tie."""
+        """[B] in 0..1."""
         labels = self.simulated.clone()
         for index, value in self.clicked.items():
             labels[index] = value
@@ -76,62 +114,141 @@ class Labels:
 
 
 def label_pairs(
-    images_a: Tensor, images_b: Tensor, annotate: Callable[[Tensor, Tensor], Tensor]
+    images_a: Tensor,
+    images_b: Tensor,
+    annotate: Callable[[Tensor, Tensor], Tensor],
+    then: Callable[[Labels], Any] | None = None,
 ) -> Labels:
     """Ask a person which image of each pair is better; without a person, the annotator answers.
 
     images: [B, 3, H, W] in [0, 1].  annotate(images_a, images_b) -> [B] in 0..1.  Returns at once:
-    clicks are filled in while the reader goes on, `values()` reads them when they are needed.
+    clicks are filled in while the reader goes on, `values()` reads them when they are needed, and
+    then(labels) shows what came of them after the last one.
     """
     if images_a.shape != images_b.shape:
         raise ValueError(f"pairs differ in shape: {list(images_a.shape)}, {list(images_b.shape)}")
     labels = Labels(annotate(images_a, images_b).to("cpu", torch.float32))
     if headless():
         print(f"{len(images_a)} pairs labeled by the simulated annotator")
-    else:
-        _clicker(labels, images_a, images_b)
-    return labels
-
-
-def _clicker(labels: Labels, images_a: Tensor, images_b: Tensor) -> None:
+        return labels
     import ipywidgets
     from IPython.display import display
 
-    pair = [ipywidgets.Image(format="png", width=192) for _ in range(2)]
-    line, queue = ipywidgets.Label(), itertools.count()
-    buttons = [ipywidgets.Button(description=d) for d in ("first", "second", "tie", "skip")]
-    state = {"index": -1}
+    shown = ipywidgets.Output()
 
-    def advance() -> None:
-        state["index"] = index = next(queue)
-        done = index >= len(images_a)
-        for button in buttons:
-            button.disabled = done
-        line.value = (
-            f"done, {len(labels.clicked)} of {len(images_a)} labeled by you"
-            if done
-            else f"pair {index + 1} of {len(images_a)}: which one is better?"
+    def words() -> str:
+        at, clicked = len(labels.answers), len(labels.clicked)
+        if not labels.complete:
+            return f"pair {at + 1} of {len(images_a)}: which one is better?"
+        return f"done: {clicked} of {at} labeled by you" + (
+            f", {labels.agreement():.0%} of them as by the simulated annotator" if clicked else ""
         )
-        for widget, images in zip(pair, (images_a, images_b)):
-            widget.value = b"" if done else _small_png(images[index])
 
-    def click(button: Any) -> None:
-        if button.description != "skip":
-            value = {"first": 1.0, "second": 0.0, "tie": 0.5}[button.description]
-            labels.clicked[state["index"]] = value
-        advance()
+    def end() -> bool:
+        with shown:
+            then and then(labels)
+        return False
 
-    for button in buttons:
-        button.on_click(click)
-    advance()
-    display(ipywidgets.VBox([line, ipywidgets.HBox(pair), ipywidgets.HBox(buttons)]))
+    Panel(lambda: (labels, images_a, images_b), words, end)
+    display(shown)
+    return labels
+
+
+class Panel:
+    """Buttons and keys that fill in the Labels of one round after another.
+
+    now() -> the labels of this round and both sides of its pairs.  words() -> the line above the
+    pair; a text output below keeps it in a saved notebook.  then() is called when all pairs are
+    answered and tells whether another round follows.  Answers are kept in the run's folder and
+    found there when the same pairs are asked again.
+    """
+
+    def __init__(
+        self,
+        now: Callable[[], tuple[Labels, Tensor, Tensor]],
+        words: Callable[[], str],
+        then: Callable[[], bool],
+    ) -> None:
+        import ipywidgets as w
+        from IPython.display import display
+
+        self.now, self.words, self.then, self.twin = now, words, then, None
+        self.line, self.pair = w.Label(), w.HBox([w.Image(format="png", width=192) for _ in "ab"])
+        self.keys = w.Text(placeholder=f"or type {', '.join(KEYS)} here", description="keys")
+        self.buttons = {name: w.Button(description=name) for name in (*KEYS.values(), REST)}
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: self.press(name))
+        self.keys.observe(self.typed, "value")
+        display(w.VBox([self.line, self.pair, w.HBox([*self.buttons.values()]), self.keys]))
+        self.twin = display({"text/plain": words()}, raw=True, display_id=True)
+        self.press("")
+
+    def press(self, name: str) -> None:
+        """Do what a button says; "" looks for answers of an earlier session."""
+        labels = self.now()[0]
+        try:
+            if name in ANSWERS:
+                labels.answers.append(ANSWERS[name])
+            elif name == REST:
+                labels.leave()
+            elif name == "undo":
+                labels.answers.pop()
+            if name:
+                _keep(*self.now())
+            more = True
+            while more and _restored(*self.now()).complete:
+                self.refresh("working with your labels ...")
+                more = self.then()
+            self.refresh()
+        except Exception as error:  # a callback's error would vanish in the log of the kernel
+            self.refresh(f"stopped: {type(error).__name__}: {error}")
+            raise
+
+    def typed(self, change: Mapping[str, Any]) -> None:
+        """A key in the text field is a button."""
+        name = KEYS.get(change["new"][-1:].lower())
+        self.keys.value = ""
+        if name and not self.buttons[name].disabled:
+            self.press(name)
+
+    def refresh(self, note: str = "") -> None:
+        """Show the next pair, or `note` while nothing can be answered."""
+        labels, *sides = self.now()
+        at, busy = len(labels.answers), labels.complete or bool(note)
+        for widget in (*self.buttons.values(), self.keys):
+            widget.disabled = busy
+        self.buttons["undo"].disabled = busy or not at
+        self.pair.layout.display = "none" if labels.complete else None
+        for image, side in zip(self.pair.children, sides if not labels.complete else ()):
+            image.value = _small_png(side[at])
+        self.line.value = note or self.words()
+        self.twin.update({"text/plain": self.line.value}, raw=True)
+
+
+def _file(left: Tensor, right: Tensor) -> Path | None:
+    """Where answers to these pairs are kept, named after the pictures; None outside a run."""
+    run = getattr(kernel(), "user_ns", {}).get("_rlgenkit_run")
+    if run is None:
+        return None
+    seen = torch.cat([left, right]).detach().cpu().float().numpy().tobytes()
+    return run.folder / "labels" / f"{hashlib.sha256(seen).hexdigest()[:16]}.json"
+
+
+def _restored(labels: Labels, left: Tensor, right: Tensor) -> Labels:
+    """The labels, with the answers of an earlier session where there are none yet."""
+    path = _file(left, right)
+    if path and path.is_file() and not labels.answers:
+        labels.answers[:] = json.loads(path.read_text(encoding="utf-8"))[: len(left)]
+    return labels
+
+
+def _keep(labels: Labels, left: Tensor, right: Tensor) -> None:
+    if path := _file(left, right):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(labels.answers), encoding="utf-8")
 
 
 def _small_png(image: Tensor) -> bytes:
-    import io
-
-    from PIL import Image
-
     array = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     file = io.BytesIO()
     Image.fromarray(array).save(file, format="PNG")
