@@ -117,7 +117,7 @@ def test_prompts_and_readings_are_each_others_inverse():
     ids = torch.cat([A.critique_ids(flags, says_wrong), end], 1)
     read = A.read_critiques(ids, 3)
     assert read[2].all() and torch.equal(read[0], flags) and torch.equal(read[1], says_wrong)
-    again, fine = A.read_values(torch.cat([A.values_ids(values), end], 1), 3)
+    again, fine = training.read_values(torch.cat([A.values_ids(values), end], 1), 3)
     assert fine.all() and torch.equal(again, values)
     line = A.text(A.prompt_ids("refine", chains, values, ids[:, :-1]))[0]
     start, steps = rows_of(chains)[0]
@@ -156,7 +156,7 @@ def test_unclear_critiques_have_no_verdict(said):
 @pytest.mark.parametrize("said", ["1 2", "1 2 ok .", "1 2 3", "1 2 3 4 .", "."])
 def test_unclear_attempts_are_unreadable(said):
     ids = torch.tensor([[A.VOCABULARY.index(w) for w in said.split()]])
-    values, readable = A.read_values(ids, 3)
+    values, readable = training.read_values(ids, 3)
     assert not readable.any() and (values == 0).all()
 
 
@@ -168,7 +168,9 @@ def test_training_examples_follow_the_world():
     values = prompts[:, 7:11] - A.VOCABULARY.index("0")
     end = torch.full((200, 1), A.END)
     flags, says_wrong, _ = A.read_critiques(torch.cat([prompts[:, 12:17], end], 1), 4)
-    assert torch.equal(A.read_values(answers, 4)[0], A.obey(chains, values, flags, says_wrong))
+    assert torch.equal(
+        training.read_values(answers, 4)[0], A.obey(chains, values, flags, says_wrong)
+    )
     model = training.build()
     expected = -torch.stack(
         [

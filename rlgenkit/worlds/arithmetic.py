@@ -156,15 +156,6 @@ def prompt_ids(
     return torch.cat(parts, 1)
 
 
-def read_values(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """(values Long[B, n], readable Bool[B]) of generated ids Long[B, T]: readable are exactly n
-    digits and the end; the values of other rows are 0."""
-    ids = _at_least(ids, length + 1)
-    digits = ids[:, :length] - _ID["0"]
-    fine = ((digits >= 0) & (digits <= 9)).all(1) & (ids[:, length] == END)
-    return torch.where(fine[:, None], digits, 0), fine
-
-
 def read_critiques(ids: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """(flags Bool[B, n], says_wrong Bool[B], readable Bool[B]) of generated ids Long[B, T].
 

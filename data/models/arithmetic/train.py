@@ -80,6 +80,15 @@ def examples(
     return prompt, torch.cat([world.values_ids(refined), end], 1)
 
 
+def read_values(ids: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """(values Long[B, n], readable Bool[B]) of generated ids Long[B, T]: readable are exactly n digits
+    and the end; the values of other rows are 0."""
+    ids = F.pad(ids, (0, max(0, length + 1 - ids.shape[1])), value=world.PAD)
+    digits = ids[:, :length] - world.VOCABULARY.index("0")
+    fine = ((digits >= 0) & (digits <= 9)).all(1) & (ids[:, length] == world.END)
+    return torch.where(fine[:, None], digits, 0), fine
+
+
 def loss(model, prompts: Tensor, answers: Tensor) -> Tensor:
     """Mean cross-entropy of the answers' tokens."""
     return packed_loss(model, [(prompts, answers)])
@@ -138,19 +147,17 @@ def quality(model, count: int = 2000, length: int = LENGTH) -> dict[str, float]:
             model, prompts, new, generator, temperature, world.END, world.PAD, score=False
         ).answers
 
-    first, fine = world.read_values(
-        write(world.prompt_ids("solve", chains), length + 1, 1.0), length
-    )
+    first, fine = read_values(write(world.prompt_ids("solve", chains), length + 1, 1.0), length)
     right = world.is_right(chains, first) & fine
-    sure, _ = world.read_values(write(world.prompt_ids("solve", chains), length + 1, 0.0), length)
+    sure, _ = read_values(write(world.prompt_ids("solve", chains), length + 1, 0.0), length)
     ids = write(world.prompt_ids("critique", chains, first), length + 2, 0.0)
     _, says_wrong, readable = world.read_critiques(ids, length)
     flags = world.slips(chains, first)
     prompt = world.prompt_ids("refine", chains, first, world.critique_ids(flags, ~right))
-    oracle, _ = world.read_values(write(prompt, length + 1, 0.0), length)
+    oracle, _ = read_values(write(prompt, length + 1, 0.0), length)
     noisy = torch.rand(flags.shape, generator=generator) < 0.3
     prompt = world.prompt_ids("refine", chains, first, world.critique_ids(noisy, ~right))
-    obeyed, _ = world.read_values(write(prompt, length + 1, 0.0), length)
+    obeyed, _ = read_values(write(prompt, length + 1, 0.0), length)
     shares = {
         "first attempt right": right,
         "greedy attempt right": world.is_right(chains, sure),
