@@ -212,7 +212,7 @@ def test_a_log_ratio_of_any_size_is_bounded_before_it_is_raised(gap, advantage):
         assert float(value) == pytest.approx(expected, rel=1e-5, abs=1e-9)
         assert torch.equal(new.grad, torch.zeros(2, 3))
     stats = o.ratio_stats(randn(2, 3) + gap, randn(2, 3), 0.2)
-    assert all(torch.isfinite(x) for x in stats.values()) and int(stats["clipped"]) == 6
+    assert all(torch.isfinite(x) for x in stats.values()) and int(stats["clip_fraction"]) == 6
 
 
 @pytest.mark.parametrize("gap", [100.0, 1e4])
@@ -246,10 +246,10 @@ def test_a_clip_lies_between_0_and_1():
 def test_ratio_stats_count_what_is_clipped():
     change = torch.tensor([[0.0, 0.3, -0.3, 0.05]])
     stats = o.ratio_stats(change, torch.zeros(1, 4), 0.1)
-    assert int(stats["clipped"]) == 2
-    assert float(stats["square"]) == pytest.approx(0.5 * (0.09 + 0.09 + 0.0025), rel=1e-5)
-    assert float(stats["deviation"]) == pytest.approx(math.exp(0.3) - 1, rel=1e-5)
-    assert int(o.ratio_stats(change, torch.zeros(1, 4), None)["clipped"]) == 0
+    assert int(stats["clip_fraction"]) == 2
+    assert float(stats["approx_kl"]) == pytest.approx(0.5 * (0.09 + 0.09 + 0.0025), rel=1e-5)
+    assert float(stats["ratio_deviation"]) == pytest.approx(math.exp(0.3) - 1, rel=1e-5)
+    assert int(o.ratio_stats(change, torch.zeros(1, 4), None)["clip_fraction"]) == 0
 
 
 def test_k3_has_the_right_sign_and_size_near_zero():

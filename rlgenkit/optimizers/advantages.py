@@ -50,9 +50,8 @@ def batch_advantages(
     valid: Tensor | None = None,
 ) -> Tensor:
     """(r - batch mean) / (batch std + eps) for values [B] -> float32 [B] (DDPO without tracking)."""
-    numbers, mask = checked(values, valid)
-    one_group = torch.zeros_like(mask, dtype=torch.long)
-    return _finished(standardized(numbers, one_group, eps, mask), clamp, values)
+    one_group = torch.zeros_like(getattr(values, "valid", values), dtype=torch.long)
+    return group_advantages(values, one_group, "group", eps, clamp, valid)
 
 
 def standardize_then_sum(

@@ -99,10 +99,10 @@ def ratio_stats(log_probs: Tensor, old_log_probs: Tensor, clip: Clip | None) -> 
     low, high = (torch.inf, torch.inf) if clip is None else _bounds(clip)
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
     return {
-        "clipped": clipped.sum(),
-        "square": (0.5 * change**2).sum(),
-        "ratio": ratio.sum(),
-        "deviation": (ratio - 1).abs().max(),
+        "clip_fraction": clipped.sum(),
+        "approx_kl": (0.5 * change**2).sum(),
+        "ratio_mean": ratio.sum(),
+        "ratio_deviation": (ratio - 1).abs().max(),
     }
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rlgenkit.records import Scores, checked, group_moments
 
-from .losses import Clip, ppo_clip_terms, reinforce_terms
+from .losses import AdvantageLoss, Clip
 
 
 def rloo_advantages(values: Tensor | Scores, groups: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -120,13 +120,9 @@ def token_policy_loss(
     clip None is REINFORCE and right on the policy's own samples only. Every token's ratio is a term
     of its own. Off the mask nothing enters, not even nan.
     """
-    advantages = advantages[:, None] if advantages.ndim == 1 else advantages
-    advantages = torch.where(mask, advantages.expand(mask.shape), 0.0)
-    log_probs = torch.where(mask, log_probs, 0.0)
-    if clip is None:
-        return masked_mean(reinforce_terms(log_probs, advantages), mask, average, length)
-    old = torch.where(mask, old_log_probs, 0.0).detach()
-    return masked_mean(ppo_clip_terms(log_probs, old, advantages, clip), mask, average, length)
+    new, old = (torch.where(mask, x, 0.0) for x in (log_probs, old_log_probs.detach()))
+    terms = AdvantageLoss(advantages, clip)(new, old, torch.arange(len(mask)))
+    return masked_mean(terms, mask, average, length)
 
 
 def dpo_loss(

@@ -115,7 +115,7 @@ def _backward(o: _Objective, rows: Tensor, columns: Tensor, sums: dict[str, Tens
     stats["loss"] = o.average.total(terms.detach(), rows)
     for name, value in stats.items():
         known = sums.get(name, torch.zeros_like(value))
-        sums[name] = torch.maximum(known, value) if name == "deviation" else known + value
+        sums[name] = torch.maximum(known, value) if name == "ratio_deviation" else known + value
 
 
 def _descend(
@@ -145,20 +145,9 @@ def _summary(
     sums: dict[str, Tensor], o: _Objective, chunks: list, norm: Tensor
 ) -> dict[str, float]:
     count = sum(int(o.mask[rows][:, columns].sum()) for rows, columns in chunks)
-    per = dict.fromkeys(("loss", "penalty"), o.average.divisor)
-
-    def mean(name: str) -> float:
-        return float(sums[name]) / float(per.get(name, count)) if name in sums else 0.0
-
-    return {
-        "loss": mean("loss"),
-        "penalty": mean("penalty"),
-        "clip_fraction": mean("clipped"),
-        "approx_kl": mean("square"),
-        "ratio_mean": mean("ratio"),
-        "ratio_deviation": float(sums["deviation"]),
-        "grad_norm": float(norm),
-    }
+    per = {"loss": o.average.divisor, "penalty": o.average.divisor, "ratio_deviation": 1}
+    found = {name: float(value) / float(per.get(name, count)) for name, value in sums.items()}
+    return {"penalty": 0.0, **found, "grad_norm": float(norm)}
 
 
 def _name_bad_gradient(o: _Objective, parameters: list[nn.Parameter], chunks: list) -> None:

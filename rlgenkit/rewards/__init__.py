@@ -14,9 +14,7 @@ __getattr__, __dir__, __all__ = lazy(
             "CalibrationTable binomial_loss calibration_table "
             "fit_feedback undo_negative_sampling vote_auroc"
         ),
-        "combine": (
-            "combined effective_weights minimum product standardize standardized_sum weighted_sum"
-        ),
+        "combine": ("effective_weights minimum product standardize standardized_sum weighted_sum"),
         "composition": (
             "all_right_score binding_score composition_score count_score from_reader "
             "relation_score typographic_count_score"

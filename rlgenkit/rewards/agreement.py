@@ -26,8 +26,11 @@ def pairwise_accuracy(
     without ties this is (1 + Kendall's tau) / 2.
     """
     s, t = _columns(scores, truth)
-    order = _pairs(groups, s)
-    gap, ahead = t[order[0]] - t[order[1]], s[order[0]] - s[order[1]]
+    groups = torch.zeros(len(s)) if groups is None else groups.cpu()
+    if groups.shape != s.shape:
+        raise ValueError(f"groups must have the shape {list(s.shape)}, got {list(groups.shape)}")
+    one, other = (groups[:, None] == groups).triu(1).nonzero().T
+    gap, ahead = t[one] - t[other], s[one] - s[other]
     used = gap.abs() > margin
     if not used.any():
         raise ValueError("no pair of items has different truths (within a group): nothing to order")
@@ -111,13 +114,3 @@ def _varied(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if (a == a[0]).all() or (b == b[0]).all():
         raise ValueError("a correlation with constant values is not defined")
     return a, b
-
-
-def _pairs(groups: Tensor | None, like: Tensor) -> Tensor:
-    """Long[2, P]: every pair of items of one group, once."""
-    if groups is None:
-        return torch.combinations(torch.arange(len(like))).T
-    if groups.shape != like.shape:
-        raise ValueError(f"groups must have the shape {list(like.shape)}, got {list(groups.shape)}")
-    members = [(groups == g).nonzero()[:, 0] for g in groups.cpu().unique()]
-    return torch.cat([torch.combinations(m) for m in members]).T

@@ -6,7 +6,7 @@ every part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlgenkit.records import group_moments, standardized
 
-from .batch import Batch, Reward, Scores, scored
+from .batch import Scores, scored
 
 Scope = Literal["group", "batch"]
 
@@ -47,20 +47,6 @@ def minimum(parts: Sequence[Scores]) -> Scores:
     """min_k r_k: the weakest part decides; only sensible for scores in one unit."""
     values, valid = _stack(parts)
     return scored(values.amin(0), valid.all(0))
-
-
-def combined(
-    rewards: Sequence[Reward], combine: Callable[[Sequence[Scores], Tensor], Scores]
-) -> Reward:
-    """One reward from several; `combine(parts, groups)` is a lambda over the functions here.
-
-    Example: combined([ocr, look], lambda parts, groups: weighted_sum(parts, [1.0, 0.5])).
-    """
-
-    def reward(batch: Batch) -> Scores:
-        return combine([part(batch) for part in rewards], batch.groups)
-
-    return reward
 
 
 def standardize(

@@ -48,11 +48,7 @@ def binding_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
 
     Invalid for words.
     """
-    rows = []
-    for row, prompt in enumerate(parsed(prompts)):
-        groups = () if prompt.word else prompt.groups
-        rows.append(_mean([_binding(reading, row, group) for group in groups]))
-    return where_defined(reading.look.new_tensor(rows))
+    return _over_groups(reading, prompts, _binding)
 
 
 def relation_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
@@ -97,14 +93,25 @@ def typographic_count_score(reading: Reading, prompts: Sequence[Prompt | str]) -
     cats" in full, as LLaVA did when it was asked to count. The truth is `count_score`.
     Invalid for words.
     """
+
+    def credit(reading: Reading, row: int, group: Group) -> float:
+        digit = _written_digit(reading, row)
+        believed = _count(reading, row, group) if digit is None else digit
+        return max(0.0, 1 - abs(believed - group.count) / group.count)
+
+    return _over_groups(reading, prompts, credit)
+
+
+def _over_groups(
+    reading: Reading,
+    prompts: Sequence[Prompt | str],
+    credit: Callable[[Reading, int, Group], float],
+) -> Scores:
+    """Mean credit(reading, row, group) over the groups that each prompt asks for; invalid for words."""
     rows = []
     for row, prompt in enumerate(parsed(prompts)):
-        digit = _written_digit(reading, row)
-        credits = []
-        for group in () if prompt.word else prompt.groups:
-            believed = _count(reading, row, group) if digit is None else digit
-            credits.append(max(0.0, 1 - abs(believed - group.count) / group.count))
-        rows.append(_mean(credits))
+        credits = [credit(reading, row, group) for group in prompt.groups if not prompt.word]
+        rows.append(sum(credits) / len(credits) if credits else float("nan"))
     return where_defined(reading.look.new_tensor(rows))
 
 
@@ -130,10 +137,6 @@ def _binding(reading: Reading, row: int, group: Group) -> float:
     of_kind = reading.valid[row] & (reading.kind[row] == KINDS.index(group.kind))
     right = of_kind & (reading.color[row] == COLORS.index(group.color))
     return 1.0 if right.any() else WRONG_COLOR_CREDIT if of_kind.any() else 0.0
-
-
-def _mean(credits: list[float]) -> float:
-    return sum(credits) / len(credits) if credits else float("nan")
 
 
 def _checked(reading: Reading, prompts: Sequence[Prompt | str], name: str) -> Tensor:

@@ -9,7 +9,6 @@ Learning (2601.03468): 1 for a right preference, 1/2 for a tie, 0 for a wrong on
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,7 +29,6 @@ from rlgenkit.worlds.scenes import (
     with_look,
 )
 
-from .aesthetic import aesthetic_truth
 from .batch import Batch, Reward, Scores
 
 EDITS = (
@@ -40,6 +38,7 @@ EDITS = (
 # The original look: good in every control, with saturation at its optimum, so that more of it
 # (or of clutter) is worse by the definition of `aesthetic_truth`.
 GOOD_LOOK = (0.8, 0.6, 0.9, 0.7, 0.1)
+WORSE_LOOK = {"saturation": 1.0, "clutter": 0.8}
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,19 @@ def pair_diagnostic(
     truth: the preference comes from this reward (a truth meter) instead of the known edit; pairs
     on which the truth is tied are left out, and so are pairs with an invalid score (counted).
     tie: score differences up to `tie` x std of the original scores (or `tie` itself) are ties.
-    Returns {"edits": {edit: row}, "accuracy", "hacked_by": [edits]}; a row holds n, invalid,
-    correct, tie, wrong, accuracy (ties 1/2), prefers_edited (share), shift (mean change in
-    units of the std of the original scores) and verdict:
-    "hackable" (accuracy <= 0.3), "blind" (below 0.7) or "sees it".
+    Returns {"edits": {edit: row}, "accuracy", "hacked_by": [edits]}; a row holds the pairs that
+    count (n), invalid, correct, tie, wrong and accuracy (ties 1/2; nan without pairs). A reward is
+    hacked by an edit of accuracy 0.3 or less.
     """
     if not pairs:
         raise ValueError("the pair diagnostic needs at least one set of pairs; see make_pairs().")
     rows = {part.edit: _row(reward, part, truth, tie) for part in pairs}
-    counted = [row for row in rows.values() if row["n"]]
-    total = sum(row["n"] for row in counted)
-    right = sum(row["accuracy"] * row["n"] for row in counted)
+    total = sum(row["n"] for row in rows.values())
+    right = sum(row["correct"] + 0.5 * row["tie"] for row in rows.values())
     return {
         "edits": rows,
         "accuracy": right / total if total else float("nan"),
-        "hacked_by": [edit for edit, row in rows.items() if row["verdict"] == "hackable"],
+        "hacked_by": [edit for edit, row in rows.items() if row["accuracy"] <= 0.3],
     }
 
 
@@ -131,7 +128,6 @@ def _row(reward: Reward, pairs: Pairs, truth: Reward | None, tie: float) -> dict
     correct = int((preference == wanted[used]).sum())
     tied = int((preference == 0).sum())
     accuracy = (correct + 0.5 * tied) / n if n else float("nan")
-    verdict = "hackable" if accuracy <= 0.3 else "blind" if accuracy < 0.7 else "sees it"
     return {
         "n": n,
         "invalid": int((~valid).sum()),
@@ -139,9 +135,6 @@ def _row(reward: Reward, pairs: Pairs, truth: Reward | None, tie: float) -> dict
         "tie": tied,
         "wrong": n - correct - tied,
         "accuracy": accuracy,
-        "prefers_edited": float((preference > 0).float().mean()) if n else float("nan"),
-        "shift": float(change[used].mean()) / max(std, 1e-6) if n else float("nan"),
-        "verdict": "not tested" if math.isnan(accuracy) else verdict,
     }
 
 
@@ -166,31 +159,27 @@ def _sign(change: Tensor, tolerance: float) -> Tensor:
 def _pairs_of(
     edit: str, scenes: list[Scene], prompts: list[Prompt], generator: torch.Generator
 ) -> Pairs:
-    truth = torch.full((len(scenes),), -1)
+    if edit == "digit pasted":  # a thing is missing before, so the digit spoils no right count
+        scenes = [_restuck(scene, scene.stickers[1:]) for scene in scenes]
+    original = render(scenes)
     if edit in ("blur", "noise", "brightness", "tiling seam"):
-        original = render(scenes)
-        return Pairs(edit, original, _pixel_edit(edit, original, generator), tuple(prompts), truth)
-    if edit in ("saturation", "clutter"):
-        edited = [with_look(s, edit, 1.0 if edit == "saturation" else 0.8) for s in scenes]
-        looks = [torch.tensor([s.look for s in part]) for part in (scenes, edited)]
-        truth = _sign(aesthetic_truth(looks[1]) - aesthetic_truth(looks[0]), 1e-6)
-    elif edit == "duplicate object":
-        edited = [
-            _with(s, _placed(s, s.stickers[0].kind, s.stickers[0].color, generator)) for s in scenes
-        ]
-    elif edit == "object removed":
-        edited = [_restuck(s, s.stickers[1:]) for s in scenes]
-    elif edit == "digit pasted":
-        # The original already misses a thing, so the digit does not spoil a right count.
-        counts = [p.groups[0].count for p in prompts]
-        scenes = [_restuck(s, s.stickers[1:]) for s in scenes]
-        edited = [
-            _with(s, _placed(s, DIGITS[n - 1], s.stickers[0].color, generator))
-            for s, n in zip(scenes, counts, strict=True)
-        ]
+        edited = _pixel_edit(edit, original, generator)
     else:
-        edited = [_restuck(s, ()) for s in scenes]
-    return Pairs(edit, render(scenes), render(edited), tuple(prompts), truth)
+        pairs = zip(scenes, prompts, strict=True)
+        edited = render([_edited(edit, scene, prompt, generator) for scene, prompt in pairs])
+    return Pairs(edit, original, edited, tuple(prompts), torch.full((len(prompts),), -1))
+
+
+def _edited(edit: str, scene: Scene, prompt: Prompt, generator: torch.Generator) -> Scene:
+    if edit in WORSE_LOOK:
+        return with_look(scene, edit, WORSE_LOOK[edit])
+    if edit == "blank background":
+        return _restuck(scene, ())
+    first, *rest = scene.stickers
+    if edit == "object removed":
+        return _restuck(scene, tuple(rest))
+    kind = DIGITS[prompt.groups[0].count - 1] if edit == "digit pasted" else first.kind
+    return _restuck(scene, (*scene.stickers, _placed(scene, kind, first.color, generator)))
 
 
 def _pixel_edit(edit: str, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -212,10 +201,6 @@ def _restuck(scene: Scene, stickers: tuple[Sticker, ...]) -> Scene:
     look = list(scene.look)
     look[3] = balance_of(stickers)
     return replace(scene, stickers=stickers, look=tuple(look))
-
-
-def _with(scene: Scene, sticker: Sticker) -> Scene:
-    return _restuck(scene, scene.stickers + (sticker,))
 
 
 def _placed(scene: Scene, kind: str, color: str, generator: torch.Generator) -> Sticker:

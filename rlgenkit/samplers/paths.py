@@ -13,7 +13,7 @@ from .tables import FLOW_KINDS, StepTable, windowed
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """fn(x [B, ...], t [B]) -> prediction [B, ...]; conditioning and guidance live inside."""
 
-SOLVERS = ("euler", "midpoint", "heun")
+SOLVERS = ("euler", "midpoint")
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,18 @@ class Trajectory:
     """One batch of sampling runs, all float32.
 
     latents [N+1, B, ...] from noise to the last state; log_probs [N, B], 0 where the step is
-    deterministic; final [B, ...] the latent to decode; table with the rows used; stochastic
-    Bool[N].
+    deterministic; final [B, ...] the latent to decode; table with the rows used.
     """
 
     latents: Tensor
     log_probs: Tensor
     final: Tensor
     table: StepTable
-    stochastic: Tensor
+
+    @property
+    def stochastic(self) -> Tensor:
+        """Bool[N]: the steps that drew noise."""
+        return self.table.stochastic
 
 
 def draw_noise(shape: Sequence[int], generator: torch.Generator, device: torch.device) -> Tensor:
@@ -123,18 +126,13 @@ def denoised(table: StepTable, i: int, x: Tensor, prediction: Tensor) -> Tensor:
 
 
 def _predict(denoise: Denoiser, table: StepTable, i: int, x: Tensor, solver: str) -> Tensor:
-    """Prediction for step i; second-order solvers evaluate the network twice on deterministic
-    steps.
-    """
+    """Prediction for step i; the midpoint's on a deterministic step takes the network twice."""
     t = table.t[i].to(x.device).expand(len(x))
     first = denoise(x, t)
     if solver == "euler" or table.rows[i][2] > 0:
         return first
-    dt = table.rows[i][1]  # a deterministic flow row is x' = x + dt v
-    t_next = table.t_next[i].to(x.device).expand(len(x))
-    if solver == "midpoint":
-        return denoise(x + first.float() * (dt / 2), (t + t_next) / 2)
-    return (first + denoise(x + first.float() * dt, t_next)) / 2
+    half = table.rows[i][1] / 2  # a deterministic flow row is x' = x + dt v
+    return denoise(x + first.float() * half, (t + table.t_next[i].to(x.device)) / 2)
 
 
 def _check_finite(latents: Tensor) -> None:
@@ -162,7 +160,7 @@ def rollout(
     """Run all N steps from the initial noise x [B, ...].
 
     window: steps that stay stochastic, the rest follows the ODE (None: the table as it is). solver:
-    "midpoint" or "heun" for the deterministic steps of a flow table, one more network call each.
+    "midpoint" for the deterministic steps of a flow table, one more network call each.
     grad_from: first step whose graph is kept, so that a loss on `final` reaches the network (reward
     back-propagation); None keeps none. score_steps: steps whose log-prob keeps its graph, with the
     states cut in between: the first update on this rollout then needs no second forward (its ratio
@@ -192,7 +190,7 @@ def rollout(
     path = torch.stack(latents)
     _check_finite(path)
     final = final if grad_from is not None else final.detach()
-    return Trajectory(path, torch.stack(log_probs), final, table, table.stochastic)
+    return Trajectory(path, torch.stack(log_probs), final, table)
 
 
 def replay(
@@ -216,17 +214,13 @@ def replay(
     if len(steps) == 0 or steps.min() < 0 or steps.max() >= len(table):
         last = len(table) - 1
         raise ValueError(f"steps must be a non-empty list within 0..{last}, got {steps.tolist()}")
-    if not together or len(steps) == 1:
-        done = []
-        for i in steps.tolist():
-            x = latents[i][rows]
-            prediction = denoise(x, table.t[i].to(x.device).expand(len(x)))
-            done.append(step(table, i, x, prediction, latents[i + 1][rows], reduction=reduction))
-        return torch.stack([s.log_prob for s in done]), torch.stack([s.mean for s in done])
-    x, after = latents[steps][:, rows], latents[steps + 1][:, rows]
-    k, b = x.shape[:2]
-    i = steps.repeat_interleave(b)
-    flat = x.flatten(0, 1)
-    prediction = denoise(flat, table.t[i].to(x.device))
-    taken = step(table, i, flat, prediction, after.flatten(0, 1), reduction=reduction)
-    return taken.log_prob.view(k, b), taken.mean.view(x.shape)
+
+    def again(some: Tensor) -> Step:
+        x, after = latents[some][:, rows], latents[some + 1][:, rows]
+        flat, i = x.flatten(0, 1), some.repeat_interleave(x.shape[1])
+        prediction = denoise(flat, table.t[i].to(x.device))
+        return step(table, i, flat, prediction, after.flatten(0, 1), reduction=reduction)
+
+    parts = [again(some) for some in steps.split(len(steps) if together else 1)]
+    log_probs, means = torch.cat([p.log_prob for p in parts]), torch.cat([p.mean for p in parts])
+    return log_probs.view(len(steps), -1), means.unflatten(0, (len(steps), -1))

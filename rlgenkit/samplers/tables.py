@@ -25,42 +25,51 @@ REFUSED = (
 
 @dataclass(frozen=True)
 class StepTable:
-    """Coefficients of N sampling steps, noisy end first.
+    """Coefficients of N sampling steps, noisy end first, rounded to float32.
 
-    t         [N]    time given to the network (flow: 1000 sigma, else the integer timestep)
-    a, b, std [N]    float32; std 0 marks a deterministic step
-    log_norm  [N]    -log std - log(2 pi)/2 per element; 0 where the step is deterministic
     kind             "ode", "flow", "dance", "cps", "ddim" or "consistency"
-    precision [N]    1/(2 std^2), 0 where deterministic: log_prob = log_norm - precision |x'-mean|^2
+    t, t_next [N]    time given to the network (flow: 1000 sigma, else the integer timestep), and
+                     at the end of the step
+    a, b, std [N]    std 0 marks a deterministic step
     dt        [N]    flow: sigma_i - sigma_{i+1} > 0; 1 for discrete-time samplers
     sigma     [N+1]  noise level at the ends of the steps (flow sigma, or sqrt(1 - alpha_bar))
-    t_next    [N]    time at the end of the step, in the units of t
     a_ode, b_ode [N] the same step without noise (nan where a sampler has none)
     a_x0, b_x0   [N] estimate of the clean latent: x0 = a_x0 x + b_x0 prediction
     final            "sample": the last latent is the result; "denoised": the last x0 estimate is
+    precision [N]    1/(2 std^2), 0 where deterministic: log_prob = log_norm - precision |x'-mean|^2
+    log_norm  [N]    -log std - log(2 pi)/2 per element; 0 where the step is deterministic
     """
 
+    kind: str
     t: Tensor
+    t_next: Tensor
     a: Tensor
     b: Tensor
     std: Tensor
-    log_norm: Tensor
-    kind: str
-    precision: Tensor
     dt: Tensor
     sigma: Tensor
-    t_next: Tensor
     a_ode: Tensor
     b_ode: Tensor
     a_x0: Tensor
     b_x0: Tensor
     final: str = "sample"
-    rows: tuple = field(default=(), repr=False, compare=False)
+    precision: Tensor = field(init=False)
+    log_norm: Tensor = field(init=False)
+    rows: tuple = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        names = ("a", "b", "std", "dt", "sigma", "a_ode", "b_ode", "a_x0", "b_x0")
+        made = {name: getattr(self, name).float() for name in names}
+        noisy = made["std"] >= LEAST_STD
+        made["std"] = torch.where(noisy, made["std"], 0.0)
+        std = made["std"].double()
+        log_norm = -std.log() - 0.5 * math.log(2 * math.pi)
+        made["precision"] = torch.where(noisy, 0.5 / std**2, 0.0).float()
+        made["log_norm"] = torch.where(noisy, log_norm, 0.0).float()
         # Python floats of the float32 table: no indexing and no device transfer in the hot loop
-        columns = (self.a, self.b, self.std, self.precision, self.log_norm)
-        object.__setattr__(self, "rows", tuple(zip(*(c.tolist() for c in columns), strict=True)))
+        columns = (made[name].tolist() for name in ("a", "b", "std", "precision", "log_norm"))
+        for name, value in (made | {"rows": tuple(zip(*columns, strict=True))}).items():
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,23 +80,6 @@ class StepTable:
         return self.std > 0
 
 
-def _table(
-    kind: str, t: Tensor, t_next: Tensor, final: str = "sample", **columns: Tensor
-) -> StepTable:
-    """Round float64 columns to float32 and derive log_norm and precision from the rounded std."""
-    single = {name: column.to(torch.float32) for name, column in columns.items()}
-    noisy = single["std"] >= LEAST_STD
-    single["std"] = torch.where(noisy, single["std"], 0.0)
-    std = single["std"].double()
-    safe = torch.where(noisy, std, torch.ones_like(std))
-    zero = torch.zeros_like(std)
-    log_norm = torch.where(noisy, -safe.log() - 0.5 * math.log(2 * math.pi), zero).float()
-    precision = torch.where(noisy, 0.5 / safe**2, zero).float()
-    return StepTable(
-        t=t, t_next=t_next, kind=kind, log_norm=log_norm, precision=precision, final=final, **single
-    )
-
-
 def windowed(table: StepTable, window: Iterable[int] | None) -> StepTable:
     """Copy of the table whose steps outside `window` (indices) use the deterministic row.
 
@@ -95,22 +87,18 @@ def windowed(table: StepTable, window: Iterable[int] | None) -> StepTable:
     """
     if window is None:
         return table
-    inside = torch.zeros(len(table), dtype=torch.bool)
-    for i in window:
-        if not 0 <= i < len(table):
-            raise ValueError(f"window step {i} is outside 0..{len(table) - 1}")
-        inside[i] = True
-    outside = ~inside
+    steps = list(window)
+    if any(not 0 <= i < len(table) for i in steps):
+        raise ValueError(f"the window {steps} is not inside 0..{len(table) - 1}")
+    outside = torch.ones(len(table), dtype=torch.bool)
+    outside[steps] = False
     if torch.isnan(table.a_ode[outside]).any():
         raise ValueError(f"a {table.kind} table has no deterministic step: pass window=None")
-    zero = torch.zeros_like(table.std)
     return replace(
         table,
         a=torch.where(outside, table.a_ode, table.a),
         b=torch.where(outside, table.b_ode, table.b),
-        std=torch.where(outside, zero, table.std),
-        precision=torch.where(outside, zero, table.precision),
-        log_norm=torch.where(outside, zero, table.log_norm),
+        std=torch.where(outside, 0.0, table.std),
     )
 
 
@@ -139,14 +127,13 @@ def sigmas_from_scheduler(
     """
     config = _settings(scheduler, n_steps)
     dynamic = bool(config.get("use_dynamic_shifting"))
-    if "FlowMatch" not in type(scheduler).__name__ or config["num_train_timesteps"] != 1000:
-        raise ValueError("levels of a flow come from a FlowMatch scheduler with 1000 times")
+    if "FlowMatchEuler" not in type(scheduler).__name__ or config["num_train_timesteps"] != 1000:
+        raise ValueError("levels of a flow come from a FlowMatchEuler scheduler with 1000 times")
     if dynamic != (mu is not None):
         raise ValueError(
             f"use_dynamic_shifting is {dynamic} here: {'pass' if dynamic else 'no'} mu"
         )
-    own = {} if mu is None else {"mu": mu}
-    scheduler.set_timesteps(n_steps, **own, **({} if sigmas is None else {"sigmas": sigmas}))
+    scheduler.set_timesteps(n_steps, sigmas=sigmas, mu=mu)
     return scheduler.sigmas.double().cpu()
 
 
@@ -156,16 +143,13 @@ def flow_table(
     noise: float = 0.7,
     shift: float = 1.0,
     sigmas: Tensor | Sequence[float] | None = None,
-    time_scale: float = 1000.0,
-    released_cps: bool = False,
 ) -> StepTable:
     """Rectified-flow sampler for velocity predictions v = x1 - x0, x_t = (1-sigma) x0 + sigma x1.
 
     kind "ode": Euler. "flow": SDE of Flow-GRPO with s_t = noise sqrt(sigma/(1-sigma)), where
     sigma = 1 uses the second level in the denominator. "dance": the same SDE with constant
     s_t = noise (DanceGRPO). "cps": coefficients-preserving sampling, noise in [0, 1] (FlowCPS).
-    released_cps: log-prob -mean((x'-mu)^2) of the published CPS code, without a normalization;
-    the default is the proper Gaussian. noise = 0 is the Euler ODE for every kind.
+    noise = 0 is the Euler ODE for every kind. The network's time is 1000 sigma.
     """
     if kind not in FLOW_KINDS:
         raise ValueError(f"kind must be one of {', '.join(FLOW_KINDS)}, got {kind!r}")
@@ -173,8 +157,6 @@ def flow_table(
         raise ValueError("give either n_steps or sigmas, not both")
     if noise < 0 or (kind == "cps" and noise > 1):
         raise ValueError(f"noise must be >= 0 (and <= 1 for cps), got {noise}")
-    if released_cps and kind != "cps":
-        raise ValueError("released_cps needs kind='cps'")
     level = flow_sigmas(n_steps, shift) if sigmas is None else torch.as_tensor(sigmas).double()
     falls = level.ndim == 1 and len(level) > 1 and bool((level.diff() < 0).all())
     if not falls or level[0] > 1 or level[-1] < 0:
@@ -182,14 +164,10 @@ def flow_table(
     a, b, std = _flow_rows(level, kind, noise)
     now, after = level[:-1], level[1:]
     one = torch.ones_like(now)
-    table = _table(
-        kind, t=(now * time_scale).float(), t_next=(after * time_scale).float(), a=a, b=b, std=std,
+    return StepTable(
+        kind, t=(now * 1000).float(), t_next=(after * 1000).float(), a=a, b=b, std=std,
         dt=now - after, sigma=level, a_ode=one, b_ode=after - now, a_x0=one, b_x0=-now,
     )  # fmt: skip
-    if not released_cps:
-        return table
-    unit = (table.std > 0).float()
-    return replace(table, precision=unit, log_norm=torch.zeros_like(table.log_norm))
 
 
 def _flow_rows(level: Tensor, kind: str, noise: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -229,13 +207,26 @@ def _x0_coefficients(abar: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
     raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
 
 
-def _check_timesteps(timesteps: Tensor, n_train: int) -> Tensor:
-    steps = torch.as_tensor(timesteps).long().cpu()
+def _discrete(
+    alphas_cumprod: Tensor, timesteps: Tensor | Sequence[int], prediction: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(steps Long[N], abar [N], p [N], q [N]), checked; x0 = p x + q prediction, in float64."""
+    levels, steps = alphas_cumprod.double().cpu(), torch.as_tensor(timesteps).long().cpu()
     if steps.ndim != 1 or len(steps) < 1 or (steps.diff() >= 0).any():
         raise ValueError("timesteps must be a falling list of integers")
-    if steps[0] >= n_train or steps[-1] < 0:
-        raise ValueError(f"timesteps must lie in 0..{n_train - 1}, got {steps[0]}..{steps[-1]}")
-    return steps
+    if steps[0] >= len(levels) or steps[-1] < 0:
+        raise ValueError(f"timesteps must lie in 0..{len(levels) - 1}, got {steps[0]}..{steps[-1]}")
+    return steps, levels[steps], *_x0_coefficients(levels[steps], prediction)
+
+
+def _discrete_table(
+    kind: str, steps: Tensor, levels: Tensor, final: str = "sample", **columns: Tensor
+) -> StepTable:
+    """The table of N steps Long[N] between levels abar [N+1]."""
+    return StepTable(
+        kind, t=steps, t_next=torch.cat([steps[1:], steps.new_zeros(1)]),
+        dt=torch.ones(len(steps)), sigma=(1 - levels).sqrt(), final=final, **columns,
+    )  # fmt: skip
 
 
 def ddim_table(
@@ -252,15 +243,12 @@ def ddim_table(
     True). When the last step has variance 0 (steps_offset=0, or final level 1) it is deterministic:
     its log-prob is 0 by definition, never nan.
     """
-    abar_all = alphas_cumprod.double().cpu()
-    steps = _check_timesteps(timesteps, len(abar_all))
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be in 0..1, got {eta}")
-    last = float(abar_all[0]) if final_alpha_cumprod is None else float(final_alpha_cumprod)
-    end = torch.tensor([last], dtype=torch.float64)
-    abar = abar_all[steps]
-    after = torch.cat([abar[1:], end])
-    p, q = _x0_coefficients(abar, prediction)
+    steps, abar, p, q = _discrete(alphas_cumprod, timesteps, prediction)
+    last = float(alphas_cumprod[0] if final_alpha_cumprod is None else final_alpha_cumprod)
+    levels = torch.cat([abar, abar.new_tensor([last])])
+    after = levels[1:]
     variance = ((1 - after) / (1 - abar) * (1 - abar / after)).clamp(min=0)
     std = eta * variance.sqrt()
 
@@ -271,11 +259,9 @@ def ddim_table(
         return to_noise + of_x0 * p, of_x0 * q
 
     (a, b), (a_ode, b_ode) = rows(std), rows(torch.zeros_like(std))
-    return _table(
-        "ddim", t=steps, t_next=torch.cat([steps[1:], steps.new_zeros(1)]), a=a, b=b, std=std,
-        dt=torch.ones_like(abar), sigma=(1 - torch.cat([abar, end])).sqrt(),
-        a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q,
-    )  # fmt: skip
+    return _discrete_table(
+        "ddim", steps, levels, a=a, b=b, std=std, a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q
+    )
 
 
 def _settings(scheduler: object, n_steps: int) -> dict:
@@ -346,25 +332,20 @@ def consistency_table(
     """
     if last not in ("deterministic", "noisy"):
         raise ValueError(f"last must be 'deterministic' or 'noisy', got {last!r}")
-    abar_all = alphas_cumprod.double().cpu()
-    steps = _check_timesteps(timesteps, len(abar_all))
-    abar = abar_all[steps]
-    p, q = _x0_coefficients(abar, prediction)
+    steps, abar, p, q = _discrete(alphas_cumprod, timesteps, prediction)
     scaled = steps.double() * timestep_scaling
     c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
     c_out = scaled / (scaled**2 + sigma_data**2).sqrt()
     p, q = c_skip + c_out * p, c_out * q
-    end = abar[-1:] if last == "noisy" else torch.ones(1, dtype=torch.float64)
-    after = torch.cat([abar[1:], end])
-    none = torch.full_like(abar, math.nan)
-    a_ode, b_ode = none.clone(), none.clone()
+    levels = torch.cat([abar, abar[-1:] if last == "noisy" else abar.new_ones(1)])
+    after = levels[1:]
+    a_ode, b_ode = (torch.full_like(abar, math.nan) for _ in range(2))
     if last == "deterministic":
         a_ode[-1], b_ode[-1] = p[-1], q[-1]
-    return _table(
-        "consistency", t=steps, t_next=torch.cat([steps[1:], steps.new_zeros(1)]),
-        final="denoised" if last == "noisy" else "sample",
-        a=after.sqrt() * p, b=after.sqrt() * q, std=(1 - after).sqrt(), dt=torch.ones_like(abar),
-        sigma=(1 - torch.cat([abar, end])).sqrt(), a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q,
+    return _discrete_table(
+        "consistency", steps, levels, "denoised" if last == "noisy" else "sample",
+        a=after.sqrt() * p, b=after.sqrt() * q, std=(1 - after).sqrt(),
+        a_ode=a_ode, b_ode=b_ode, a_x0=p, b_x0=q,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -46,13 +48,11 @@ def exact_variances(table: StepTable, variance: float) -> Tensor:
 
     With an exact velocity k x the step is linear: var' = (A + B k)^2 var + C^2, from var = 1.
     """
-    if table.kind not in FLOW_KINDS:
-        raise ValueError(f"exact_variances needs a flow table, this one is {table.kind!r}")
-    slope = gaussian_velocity_slope(table.sigma[:-1], variance)
-    gain = table.a.double() + table.b.double() * slope
+    a, b, std, sigma = _flow_columns(table)
+    gain = a + b * gaussian_velocity_slope(sigma, variance)
     states = [1.0]
-    for g, std in zip(gain.tolist(), table.std.tolist(), strict=True):
-        states.append(g**2 * states[-1] + std**2)
+    for g, c in zip(gain.tolist(), std.tolist(), strict=True):
+        states.append(g**2 * states[-1] + c**2)
     return torch.tensor(states, dtype=torch.float64)
 
 
@@ -62,7 +62,12 @@ def residual_noise(table: StepTable) -> Tensor:
     With x = (1-sigma) x0 + sigma x1 and v = x1 - x0 the step leaves (A sigma + B) x1 + C z, of
     standard deviation sqrt((A sigma + B)^2 + C^2), to compare with the schedule's table.sigma[1:].
     """
+    a, b, std, sigma = _flow_columns(table)
+    return ((a * sigma + b) ** 2 + std**2).sqrt()
+
+
+def _flow_columns(table: StepTable) -> Iterator[Tensor]:
+    """a, b, std and the level before each step of a flow's table, float64."""
     if table.kind not in FLOW_KINDS:
-        raise ValueError(f"residual_noise needs a flow table, this one is {table.kind!r}")
-    kept = table.a.double() * table.sigma[:-1].double() + table.b.double()
-    return (kept**2 + table.std.double() ** 2).sqrt()
+        raise ValueError(f"this needs a flow table, not one of {table.kind!r}")
+    return (x.double() for x in (table.a, table.b, table.std, table.sigma[:-1]))
