@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rlgenkit.models import vision_language as V
+from data.models.vision_language import questions as Q
 from data.models.vision_language import train as training
 from data.models.recipes import MODELS
 from rlgenkit.optimizers.tokens import token_policy_loss
 from rlgenkit.worlds import LOOKS, parse, render, sample_prompts, sample_scenes
-from rlgenkit.worlds import questions as Q
 from rlgenkit.worlds.prompts import COLORS, KINDS, NUMBERS
 
 

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from rlgenkit.rewards.aesthetic import aesthetic_truth
 from rlgenkit.rewards.judges import Scale, scalar_scores
-from rlgenkit.worlds import questions as world
 from rlgenkit.worlds.prompts import COLORS, sample_prompts
 from rlgenkit.worlds.scenes import LOOKS, SHAPES, SIZE, Scene, render, sample_scenes
+from . import questions as world
 from ..recipes import MODELS, WORK, at_step, fit, write_record
 
 STEPS, SCENES, CHUNK, PACKS = 4000, 32768, 256, 4
