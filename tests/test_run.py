@@ -354,6 +354,25 @@ def test_lists_and_tables_of_own_modules_count():
     assert digest(0.1, 1.0) == digest(0.1, 1.0) != digest(0.1, 5.0)
 
 
+@pytest.mark.parametrize("line", ["import pack.a", "import pack as P", "from pack import a"])
+def test_a_module_imported_inside_a_function_counts(tmp_path, monkeypatch, line):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("from . import a")
+
+    def digest(body):
+        (tmp_path / "pack" / "a.py").write_text(f"def f():\n    return {body}\n")
+        for name in ("pack", "pack.a"):
+            sys.modules.pop(name, None)
+        space = {"__name__": "__main__"}
+        exec(f"import pack.a\ndef g():\n    {line}\n    return 1", space)
+        reach = Reach()
+        reach.feed(space["g"], "g")
+        return reach.digest()
+
+    assert digest("1") == digest("1") != digest("22")
+
+
 def test_a_phase_that_reads_curves_follows_the_phases_before(tmp_path):
     source = """
 RATE = {}
@@ -430,6 +449,9 @@ def test_what_would_come_back_as_something_else_is_named_and_not_lost(tmp_path, 
     run = started(tmp_path)
     assert run.result("x", lambda: value) == value
     assert "cannot be stored" in capsys.readouterr().out
+    study = started(tmp_path / "study", profile="study")
+    study.result("x", lambda: value)
+    study.finish()  # its record leaves that result out
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

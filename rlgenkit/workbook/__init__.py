@@ -7,13 +7,10 @@ from .claims import (
     Claim,
     Rival,
     Row,
-    claims_preview,
-    claims_table,
     judge,
     load_rows,
     predictions,
     rows_digest,
-    schema,
     unmeasured,
     untestable,
     validate,
@@ -27,6 +24,7 @@ from .intervals import (
     interval,
     prediction_interval,
 )
+from .ledger import claims_preview, claims_table
 from .parameters import (
     Declaration,
     ParameterError,
@@ -103,7 +101,6 @@ __all__ = [
     "ridge",
     "rows_digest",
     "scatter",
-    "schema",
     "show",
     "start",
     "strip",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,7 @@ def packed(content: Any) -> bytes:
     """The bytes of a file of `save`; TypeError where something would come back as something else."""
     import safetensors.torch
 
-    tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_pack(content, tensors, "value"))
+    skeleton, tensors = _flat(content)
     # One entry only: safetensors writes several in an order that changes from run to run.
     return safetensors.torch.save(tensors, {"json": f"{skeleton}\n{_checksum(skeleton, tensors)}"})
 
@@ -100,9 +99,13 @@ def load(path: Path) -> Any:
 
 def storable(value: Any) -> Any:
     """The value as `load` will return it; TypeError where it would come back as something else."""
-    tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps(_pack(value, tensors, "value"))
+    skeleton, tensors = _flat(value)
     return _unpack(json.loads(skeleton), tensors)
+
+
+def _flat(value: Any) -> tuple[str, dict[str, Tensor]]:
+    tensors: dict[str, Tensor] = {}
+    return json.dumps(_pack(value, tensors, "value")), tensors
 
 
 def _checksum(skeleton: str, tensors: dict[str, Tensor]) -> str:
@@ -262,3 +265,14 @@ def restore_states(state: Mapping[str, Any], drawn: list, stored: Mapping[str, A
     np.random.set_state(rng["numpy"])
     if len(rng["cuda"]) == torch.cuda.device_count() > 0:
         torch.cuda.set_rng_state_all(rng["cuda"])
+
+
+@contextmanager
+def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Put trainable weights back that the body changed: what follows a result then finds the same
+    weights whether it was computed or restored."""
+    kept = [(weight, weight._version, weight.detach().clone()) for weight in weights]
+    yield
+    for weight, version, before in kept:
+        if weight._version != version:
+            _copy(weight, before)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -31,16 +30,6 @@ from .provenance import ROOT
 
 FOLDER = ROOT / "notebooks" / "claims"
 RESULTS, STUDIES = ROOT / "data" / "results", ROOT / "data" / "studies"
-SCALES = ("exact", "microworld", "embedded", "human data", "real model")
-VERDICTS = (
-    "supported",
-    "not supported",
-    "inconclusive",
-    "not judged",
-    "not testable at this scale",
-    "not measured",
-)
-JUDGED = ("measure", "threshold", "direction", "interval", "scale")  # keys of a judged row
 
 
 @dataclass(frozen=True)
@@ -99,16 +88,18 @@ class Claim:
     unit: str
     kind: str
     scale: str
-    values: tuple[float, ...]
-    value: float | None
-    interval: tuple[float, float] | None
-    n: int
     verdict: str
     note: str
+    values: tuple[float, ...] = ()
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    n: int = 0
     sham: Rival | None = None
     control: Rival | None = None
 
     def _repr_markdown_(self) -> str:
+        from .ledger import claims_table
+
         return claims_table([self])
 
 
@@ -145,57 +136,13 @@ def _content(notebook: str) -> bytes | None:
 
 
 def _problem(table: Any) -> str:
-    """What is wrong with one table of the file, "" where nothing is."""
-    if not isinstance(table, dict):
-        return "this must be a table, [ID] with its keys below"
-    known = {f.name: type(f.default) for f in fields(Row) if f.name != "id"}
-    known |= {"statement": str, "threshold": float}
-    for key, value in table.items():
+    """What is wrong with one table of the file, "" where nothing is (see claims.schema.json)."""
+    known = [f.name for f in fields(Row) if f.name != "id"]
+    for key in table if isinstance(table, dict) else ():
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1, cutoff=0)
             return f"unknown key {key!r}, the nearest is {close[0]!r}"
-        if not _is(value, known[key]):
-            return f"{key} must be {_WORDS[known[key]]}, not {value!r}"
-    return _missing(table) or _contradiction(table)
-
-
-_WORDS = {str: "text", bool: "true or false", float: "a finite number"}
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _missing(table: Mapping[str, Any]) -> str:
-    if table.get("check") or table.get("untestable"):
-        need = ("statement",)
-    else:
-        need = ("statement", *JUDGED)
-    if not (table.get("ours") or table.get("check")):
-        need = ("paper", *need)
-    gone = [key for key in need if table.get(key, "") == ""]
-    if gone == ["paper"]:
-        return "paper is missing; a statement of ours says ours = true"
-    return f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} missing" if gone else ""
-
-
-def _contradiction(table: Mapping[str, Any]) -> str:
-    allowed = {"direction": (">=", "<="), "interval": ("t", "binomial", "cluster"), "scale": SCALES}
-    for key, words in allowed.items():
-        if table.get(key, words[0]) not in words:
-            return f"{key} must be one of {', '.join(words)}, not {table[key]!r}"
-    if table.get("sham") and table.get("control"):
-        return "a row has a sham (a claim of gain) or a control (of no difference), not both"
-    if table.get("check") or table.get("untestable"):
-        both = table.get("check") and table.get("untestable")
-        extra = [k for k in (*JUDGED[:-1], "sham", "control", "needs") if table.get(k)]
-        if both or extra:
-            kind = "a check" if table.get("check") else "an untestable row"
-            return f"{'untestable' if both else extra[0]} does not belong to {kind}"
-    return ""
+    return _fault("claims", table)[1].replace("data.", "").replace("data must", "this must")
 
 
 # --- judging
@@ -218,15 +165,13 @@ def judge(
     run.  ValueError for a row that takes no values, a sham or control that the TOML does not name
     (or names and did not get), values that are not finite or do not suit the row's interval.
     """
-    _refuse(row, sham, control)
+    arms = {"sham": sham, "control": control}
+    _refuse(row, arms)
     found = _measured(row, values, clusters)
     word, why = _verdict(row, found, judged)
-    arms = {
-        "sham": _rival(row, row.sham, sham, clusters, judged),
-        "control": _rival(row, row.control, control, clusters, judged),
-    }
+    rivals = {k: _rival(row, k, v, clusters, judged) for k, v in arms.items()}
     if word == "supported":
-        word, why = _beside(**arms)
+        word, why = _beside(**rivals)
     given = () if isinstance(values, Interval) else tuple(map(float, _flat(values)))
     edge = "All values are 0 or 1, so the interval is the exact binomial one"
     odd = edge if (row.interval, found.kind) == ("t", "binomial") else ""
@@ -237,7 +182,7 @@ def judge(
         kind=found.kind,
         interval=(float(found.low), float(found.high)),
         n=found.n,
-        **arms,
+        **rivals,
     )
 
 
@@ -249,6 +194,31 @@ def untestable(row: Row) -> Claim:
 def unmeasured(row: Row) -> Claim:
     """The record of a row whose `needs` the reader did not supply."""
     return _unjudged(row, "not measured", f"Needs {row.needs}", row.note)
+
+
+def complete(
+    rows: Mapping[str, Row], judged: Mapping[str, Claim], checks: Iterable[str], full: bool
+) -> list[Claim]:
+    """Every row but the checks, in the order of the file: judged, untestable or not measured.
+
+    full: the profile of other settings, where it is too late to refuse what is missing.
+    """
+    found, missing = [], []
+    for id, row in rows.items():
+        if id in judged:
+            found.append(judged[id])
+        elif row.untestable:
+            found.append(untestable(row))
+        elif row.needs or full and not row.check:
+            found.append(unmeasured(replace(row, needs=row.needs or "settings of the study")))
+        elif not full and id not in checks:
+            missing.append(id)
+    if missing:
+        raise ValueError(
+            f"rows {', '.join(missing)} of the claims were neither judged nor "
+            "checked: call run.judge or run.check, or say what they need"
+        )
+    return found
 
 
 def predictions(notebook: str, claims: Iterable[Claim]) -> dict[str, tuple[float, float, bool]]:
@@ -297,26 +267,16 @@ def moved(notebook: str) -> dict[str, float]:
     }
 
 
-def _refuse(row: Row, sham: Any, control: Any) -> None:
-    if row.check:
-        raise ValueError(f"claim {row.id} is a check: use run.check, it gets no verdict")
-    if row.untestable:
-        raise ValueError(f"claim {row.id} is untestable in its claims file: it takes no values")
-    for word, name, given in (("sham", row.sham, sham), ("control", row.control, control)):
-        if given is not None and not name:
-            raise ValueError(
-                f"claim {row.id}: its claims file names no {word}, but values of one were given"
-            )
-        if given is None and name:
-            raise ValueError(
-                f"claim {row.id}: its claims file names the {word} {name!r}, whose "
-                f"values are missing ({word}=...)"
-            )
-
-
-def _all_or_nothing(x: np.ndarray) -> bool:
-    """Whether all values are 0 or 1: shares at their edge, whose spread Student's t cannot use."""
-    return len(x) > 1 and set(x.tolist()) <= {0.0, 1.0}
+def _refuse(row: Row, arms: Mapping[str, Any]) -> None:
+    if row.check or row.untestable:
+        why = "a check: use run.check" if row.check else "untestable in its claims file"
+        raise ValueError(f"claim {row.id} is {why}; it takes no values")
+    for word, values in arms.items():
+        name = getattr(row, word)
+        if (values is None) == bool(name):
+            here = f"the {word} {name!r}, whose values are missing ({word}=...)"
+            here = here if name else f"no {word}, but values of one were given"
+            raise ValueError(f"claim {row.id}: its claims file names {here}")
 
 
 def _measured(row: Row, values: Any, clusters: Any) -> Interval:
@@ -341,7 +301,8 @@ def _measured(row: Row, values: Any, clusters: Any) -> Interval:
     try:
         if row.interval == "cluster":
             return cluster_interval(x, clusters)
-        if row.interval == "binomial" or _all_or_nothing(x):
+        # Shares at their edge, all 0 or 1, have no spread that Student's t could use.
+        if row.interval == "binomial" or len(x) > 1 and set(x.tolist()) <= {0.0, 1.0}:
             return binomial_interval(x)
         return interval(x)
     except ValueError as error:
@@ -361,12 +322,13 @@ def _verdict(row: Row, found: Interval, judged: bool) -> tuple[str, str]:
     return ("supported" if all(passes) else "inconclusive" if any(passes) else "not supported"), ""
 
 
-def _rival(row: Row, arm: str, values: Any, clusters: Any, judged: bool) -> Rival | None:
+def _rival(row: Row, word: str, values: Any, clusters: Any, judged: bool) -> Rival | None:
     if values is None:
         return None
     found = _measured(row, values, clusters)
-    word, _ = _verdict(row, found, judged)
-    return Rival(arm, float(found.value), (float(found.low), float(found.high)), found.n, word)
+    ends = (float(found.low), float(found.high))
+    verdict, _ = _verdict(row, found, judged)
+    return Rival(getattr(row, word), float(found.value), ends, found.n, verdict)
 
 
 def _beside(sham: Rival | None, control: Rival | None) -> tuple[str, str]:
@@ -383,22 +345,9 @@ def _beside(sham: Rival | None, control: Rival | None) -> tuple[str, str]:
 
 def _unjudged(row: Row, verdict: str, *notes: str) -> Claim:
     """The claim of a row with nothing measured yet."""
-    copied = {
-        f.name: getattr(row, f.name)
-        for f in fields(Claim)
-        if f.name in Row.__dataclass_fields__
-        and f.name not in ("interval", "note", "sham", "control")
-    }
-    return Claim(
-        **copied,
-        kind=row.interval,
-        values=(),
-        value=None,
-        interval=None,
-        n=0,
-        verdict=verdict,
-        note=sentences(*notes),
-    )
+    names = "id primary ours paper statement measure threshold direction unit scale".split()
+    own = {name: getattr(row, name) for name in names}
+    return Claim(**own, kind=row.interval, verdict=verdict, note=sentences(*notes))
 
 
 def _flat(values: Any) -> np.ndarray:
@@ -411,141 +360,30 @@ def sentences(*parts: str) -> str:
     return " ".join(p[0].upper() + p[1:] + ("" if p[-1] in ".!?" else ".") for p in said)
 
 
-# --- tables
-
-
-def claims_table(
-    claims: Sequence[Claim], predictions: Mapping[str, tuple[float, float, bool]] | None = None
-) -> str:
-    """Markdown table of claims with verdicts; primary rows are bold.
-
-    predictions: as from `predictions`, adds the column "study".
-    """
-    rivals = "sham or control" if any(c.sham or c.control for c in claims) else ""
-    study = "study" if predictions else ""
-    header = [
-        "claim",
-        "the paper",
-        "tested here",
-        "measured (95 % interval)",
-        rivals,
-        study,
-        "verdict",
-    ]
-    rows = []
-    for c in claims:
-        tested = _stated(c) + ("" if c.threshold is None else f" Passes if {_passes(c)}.")
-        beside = [_rival_words(w, r, c) for w, r in (("sham", c.sham), ("control", c.control)) if r]
-        cells = [
-            _name(c),
-            c.paper or "-",
-            tested,
-            _amount(c, c.value, c.interval, c.n),
-            "".join(beside) or "-",
-            _expected((predictions or {}).get(c.id)),
-            f"**{c.verdict}**" + (f": {c.note}" if c.note else ""),
-        ]
-        rows.append([cell for cell, name in zip(cells, header) if name])
-    return _table([name for name in header if name], rows)
-
-
-def claims_preview(notebook: str) -> str:
-    """Markdown of the claims file, as shown before the experiment: what will be judged."""
-    every = load_rows(notebook).values()
-    rows = [
-        [
-            _name(r),
-            r.paper or "-",
-            _stated(r),
-            _passes(r),
-            (r.sham and f"sham: {r.sham}") or (r.control and f"control: {r.control}") or "-",
-            r.scale,
-        ]
-        for r in every
-        if not r.check and not r.untestable
-    ]
-    parts = (
-        [
-            _table(
-                ["claim", "the paper", "judged here", "passes if", "sham or control", "scale"], rows
-            )
-        ]
-        if rows
-        else []
-    )
-    if checks := [sentences(r.statement) for r in every if r.check]:
-        parts.append("Checked in every run: " + " ".join(checks))
-    if closed := [f"{r.id} ({r.untestable})" for r in every if r.untestable]:
-        parts.append("Not testable at this scale: " + "; ".join(closed) + ".")
-    return "\n\n".join(parts) or "There is no claims file for this notebook."
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [
-        header,
-        ["---"] * len(header),
-        *([" ".join(c.split()).replace("|", "\\|") for c in row] for row in rows),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _name(row: Row | Claim) -> str:
-    return f"**{row.id}**" if row.primary else row.id
-
-
-def _stated(row: Row | Claim) -> str:
-    return ("*Ours:* " if row.ours else "") + sentences(row.statement)
-
-
-def _passes(row: Row | Claim) -> str:
-    if row.threshold is None:
-        return "-"
-    return f"{row.measure} {row.direction} {row.threshold:.4g}{_unit(row.unit)}"
-
-
-def _amount(claim: Claim, value: float | None, ends: Any, n: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}{_unit(claim.unit)} ({ends[0]:.3g} to {ends[1]:.3g}, n={n})"
-
-
-def _rival_words(word: str, rival: Rival, claim: Claim) -> str:
-    amount = _amount(claim, rival.value, rival.interval, rival.n)
-    return f"{word} ({rival.arm}): {amount}, {rival.verdict}"
-
-
-def _expected(found: tuple[float, float, bool] | None) -> str:
-    if found is None:
-        return "-"
-    low, high, inside = found
-    return f"{'inside' if inside else 'outside'} {low:.3g} to {high:.3g}"
-
-
-def _unit(unit: str) -> str:
-    return f" {unit}" if unit else ""
-
-
 # --- schema
 
 
-def schema() -> dict[str, Any]:
-    """JSON schema of results.json and data/results/NN.json."""
-    return json.loads(Path(__file__).with_name("results.schema.json").read_text())
-
-
 def validate(results: dict[str, Any]) -> None:
-    """Raise ValueError naming the first place where `results` leaves the schema."""
+    """Raise ValueError naming the first place where `results` leaves results.schema.json."""
+    place, message = _fault("results", results)
+    if message:
+        raise ValueError(f"results do not fit the schema at {place}: {message}")
+
+
+def _fault(name: str, content: Any) -> tuple[str, str]:
+    """(place, what is wrong there) where `content` leaves <name>.schema.json; "" where it fits."""
     from fastjsonschema import JsonSchemaValueException
 
     try:
-        _validator()(results)
+        _validator(name)(content)
     except JsonSchemaValueException as error:
-        place = "/".join(map(str, error.path[1:])) or "the top level"
-        raise ValueError(f"results do not fit the schema at {place}: {error.message}") from None
+        return "/".join(map(str, error.path[1:])) or "the top level", error.message
+    return "", ""
 
 
 @cache
-def _validator() -> Callable[[Any], Any]:
+def _validator(name: str) -> Callable[[Any], Any]:
     import fastjsonschema
 
-    return fastjsonschema.compile(schema())
+    path = Path(__file__).with_name(f"{name}.schema.json")
+    return fastjsonschema.compile(json.loads(path.read_text(encoding="utf-8")))

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from types import (
     BuiltinFunctionType,
+    CellType,
     CodeType,
     FrameType,
     FunctionType,
@@ -181,6 +182,8 @@ class Reach:
             return
         for name in names:
             self._attribute(found, (name,), full)
+        if not names:
+            self.feed(found, full)
 
     def _feed_data(self, value: Any, where: str) -> bool:
         """Containers, arrays, generators, modules of weights; False for anything else."""
@@ -242,16 +245,16 @@ class Reach:
         elif isinstance(value, FunctionType) and own(value):
             self.code(value.__code__, value.__globals__, doc=value.__doc__ or "")
             self.feed([value.__defaults__, value.__kwdefaults__], where)
-            for cell in value.__closure__ or ():
-                self._cell(cell, where)
+            for cell in filter(CellType().__ne__, value.__closure__ or ()):
+                self.feed(cell.cell_contents, where)  # empty ones are assigned later
         elif hasattr(value, "__wrapped__"):  # a library's decorator around a function
             self.feed(value.__wrapped__, where)
         elif isinstance(value, type):
             self._class(value, where)
         elif isinstance(value, ModuleType):
             self._note("module", value.__name__)
-            if own(value) and value.__file__:
-                self.total.update(Path(value.__file__).read_bytes())
+            for path in _own_files(value):
+                self.total.update(path.read_bytes())
         elif (
             isinstance(value, (FunctionType, BuiltinFunctionType))
             or callable(value)
@@ -262,13 +265,6 @@ class Reach:
         else:
             return False
         return True
-
-    def _cell(self, cell: Any, where: str) -> None:
-        try:
-            content = cell.cell_contents
-        except ValueError:  # assigned later in the enclosing function
-            return
-        self.feed(content, where)
 
     def _class(self, kind: type, where: str) -> None:
         self._note("class", f"{kind.__module__}.{kind.__qualname__}")
@@ -373,6 +369,14 @@ def _own_module(name: str) -> bool:
         return True
     file = getattr(sys.modules.get(name), "__file__", None)
     return bool(file) and not file.startswith(LIBRARY_FOLDERS)
+
+
+def _own_files(module: ModuleType) -> list[Path]:
+    """The file of a module of our own; of a package all files, since any of them may be used."""
+    if not own(module) or not module.__file__:
+        return []
+    file = Path(module.__file__)
+    return sorted(file.parent.glob("*.py")) if hasattr(module, "__path__") else [file]
 
 
 def loop_frames(frame: FrameType) -> Iterator[FrameType]:

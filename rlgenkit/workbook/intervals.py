@@ -36,7 +36,7 @@ class Interval:
         return iter((self.value, self.low, self.high))
 
 
-def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Student's t interval of the mean over the first axis (seeds).
 
     values: [S] or [S, ...]; the results have the shape of one entry.  A single entry has no
@@ -44,13 +44,11 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Inter
     """
     x = _finite(values)
     mean = x.mean(axis=0)
-    half = _student(len(x) - 1, level) * _standard_error(x) if len(x) > 1 else np.zeros_like(mean)
+    half = _student(len(x) - 1) * _standard_error(x) if len(x) > 1 else np.zeros_like(mean)
     return Interval(_plain(mean), _plain(mean - half), _plain(mean + half), len(x), "t")
 
 
-def prediction_interval(
-    values: Sequence[float] | np.ndarray, m: int, level: float = 0.95
-) -> Interval:
+def prediction_interval(values: Sequence[float] | np.ndarray, m: int) -> Interval:
     """Where the mean of m further seeds should lie: mean +- t(n-1) s sqrt(1/n + 1/m).
 
     values: [S] or [S, ...] with S >= 2, one per seed of the study.
@@ -59,24 +57,22 @@ def prediction_interval(
     if len(x) < 2 or m < 1:
         raise ValueError(f"a prediction needs two values and one new seed, got {len(x)} and {m}")
     mean, spread = x.mean(axis=0), x.std(axis=0, ddof=1)
-    half = _student(len(x) - 1, level) * spread * np.sqrt(1 / len(x) + 1 / m)
+    half = _student(len(x) - 1) * spread * np.sqrt(1 / len(x) + 1 / m)
     return Interval(_plain(mean), _plain(mean - half), _plain(mean + half), len(x), "prediction")
 
 
-def binomial_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+def binomial_interval(values: Sequence[float] | np.ndarray) -> Interval:
     """Clopper-Pearson interval of a share.  values: [S] zeros and ones, one per seed."""
     x = _finite(values)
     if x.ndim != 1 or not np.isin(x, (0, 1)).all():
         raise ValueError("a binomial interval takes zeros and ones, one per seed")
-    n, k, tail = len(x), int(x.sum()), (1 - level) / 2
+    n, k, tail = len(x), int(x.sum()), 0.025
     low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
     high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
     return Interval(k / n, low, high, n, "binomial")
 
 
-def cluster_interval(
-    values: Sequence[float] | np.ndarray, clusters: Any, level: float = 0.95
-) -> Interval:
+def cluster_interval(values: Sequence[float] | np.ndarray, clusters: Any) -> Interval:
     """Interval of the mean over items whose clusters (prompt, rater) are the independent units.
 
     values, clusters: [N].  The same as `clustered_interval` of the mean, faster.
@@ -87,13 +83,13 @@ def cluster_interval(
     sums, counts, mean = np.bincount(own, x), np.bincount(own), float(x.mean())
     if n >= FEW_CLUSTERS:
         picks = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-        return _percentiles(mean, sums[picks].sum(1) / counts[picks].sum(1), n, level)
+        return _percentiles(mean, sums[picks].sum(1) / counts[picks].sum(1), n)
     left = (x.sum() - sums) / (len(x) - counts) if n > 1 else ()
-    return _jackknife(mean, left, n, level)
+    return _jackknife(mean, left, n)
 
 
 def clustered_interval(
-    statistic: Callable[[Any], float], clusters: Any, rows: Any = None, draws: int = DRAWS
+    statistic: Callable[[Any], float], clusters: Any, rows: Any = None
 ) -> Interval:
     """95 % interval of any statistic over items whose clusters are the independent units.
 
@@ -111,23 +107,23 @@ def clustered_interval(
     if n < FEW_CLUSTERS:
         kept = [[i for i in range(n) if i != k] for k in range(n)] if n > 1 else ()
         left = [float(statistic(torch.cat([items[i] for i in k]))) for k in kept]
-        return _jackknife(value, left, n, 0.95)
-    picks = np.random.default_rng(0).integers(n, size=(draws, n))
+        return _jackknife(value, left, n)
+    picks = np.random.default_rng(0).integers(n, size=(DRAWS, n))
     drawn = [statistic(torch.cat([items[i] for i in pick])) for pick in picks]
-    return _percentiles(value, _finite(drawn), n, 0.95)
+    return _percentiles(value, _finite(drawn), n)
 
 
-def _jackknife(value: float, left: Sequence[float], n: int, level: float) -> Interval:
+def _jackknife(value: float, left: Sequence[float], n: int) -> Interval:
     """t interval around `value` from the statistic without each of n clusters [n]; one cluster has
     no spread."""
     half = 0.0
     if n > 1:
-        half = float(_student(n - 1, level) * (n - 1) * _standard_error(_finite(left)))
+        half = float(_student(n - 1) * (n - 1) * _standard_error(_finite(left)))
     return Interval(value, value - half, value + half, n, "cluster")
 
 
-def _percentiles(value: float, drawn: np.ndarray, n: int, level: float) -> Interval:
-    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+def _percentiles(value: float, drawn: np.ndarray, n: int) -> Interval:
+    low, high = np.quantile(drawn, (0.025, 0.975))
     return Interval(value, float(low), float(high), n, "cluster")
 
 
@@ -148,8 +144,8 @@ def _standard_error(x: np.ndarray) -> np.ndarray:
     return x.std(axis=0, ddof=1) / np.sqrt(len(x))
 
 
-def _student(degrees: int, level: float) -> float:
-    return float(stdtrit(degrees, (1 + level) / 2))
+def _student(degrees: int) -> float:
+    return float(stdtrit(degrees, 0.975))
 
 
 def _plain(value: np.ndarray) -> Any:

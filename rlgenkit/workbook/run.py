@@ -19,11 +19,15 @@ from torch import Tensor
 
 from . import checkpoint, claims
 from .fingerprint import Reach, Unhashable, loop_frames
+from .ledger import claims_table
 from .metrics import Metrics, NonFiniteError, columns
 from .parameters import ParameterError, Parameters
 from .progress import Progress, kernel
 from .provenance import ROOT, libraries, provenance
 from .store import hold, opened, study_record, write_record
+
+
+SAVED_S = 60  # seconds between two checkpoints of a loop
 
 
 def start(p: Parameters, title: str = "", paper: Mapping[str, Any] | None = None) -> Run:
@@ -103,9 +107,8 @@ class Run:
         name: str,
         state: Mapping[str, Any] | None = None,
         every: int = 0,
-        seconds: float = 60.0,
     ) -> Iterator[int]:
-        """Yield 0..n-1 as phase `name`, saving `state` every `seconds` (and `every` steps).
+        """Yield 0..n-1 as phase `name`, saving `state` every minute (and `every` steps).
 
         state: name -> module, optimizer, generator, tensor, list, dict or whatever has
         state_dict(); restored in place.  A finished phase is restored and yields nothing.  It starts
@@ -132,7 +135,7 @@ class Run:
                 for step in range(first, n):
                     yield step
                     done, now = step + 1, time.monotonic()
-                    if done == n or every and done % every == 0 or now - saved >= seconds:
+                    if done == n or every and done % every == 0 or now - saved >= SAVED_S:
                         content = {"done": done, "n": n, "seconds": now - begin}
                         content["lines"] = json.dumps(self._metrics.lines.get(name, []))
                         content |= checkpoint.states(state, drawn)
@@ -187,7 +190,8 @@ class Run:
                 checkpoint.restore_states(state, reach.generators, stored)
                 for phase, rows in json.loads(stored["lines"]).items():
                     self._metrics.put(phase, rows)  # of what was logged inside
-        self.results_kept[name] = stored["value"]
+        if "state" in stored:  # not what cannot be stored
+            self.results_kept[name] = stored["value"]
         if self._about:  # what comes after finish() belongs to the record too
             self._write_record()
         return stored["value"]
@@ -250,7 +254,7 @@ class Run:
             "seeds": p.seeds,
             "parameters": given,
             "claims_sha256": claims.rows_digest(p.notebook),
-            "claims": [asdict(claim) for claim in self._all_claims()],
+            "claims": [asdict(claim) for claim in self._every()],
             "checks": [{"id": id, "statement": text} for id, text in self.checks.items()],
             "numbers": self.numbers,
             "provenance": provenance(p.device, self._code()),
@@ -264,14 +268,13 @@ class Run:
         that the phases reach (code, settings, weights, data files, versions of libraries)."""
         if self._record:
             return self._record.about.get("code", {})
-        phases = hashlib.sha256(_json(self._keys)).hexdigest()
-        return {"notebook": self.source, "phases": phases}
+        return {"notebook": self.source, "phases": hashlib.sha256(_json(self._keys)).hexdigest()}
 
     def finish(self) -> None:
         """Write results.json and the times, show the claims and the provenance."""
         from .show import markdown
 
-        content, every, p = self.results(), self._all_claims(), self.parameters
+        content, every, p = self.results(), self._every(), self.parameters
         source = content["provenance"]
         if p.profile == "study" and not self._record:
             kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256")
@@ -280,35 +283,23 @@ class Run:
             first = {"thresholds": {**now, **claims.first_thresholds(p.notebook)}}
             self._about = {k: content[k] for k in kept} | used | first
             self._write_record()
-        for name, data in (
-            ("timings", self.seconds),
-            ("computed", sorted(self.computed)),
-            ("results", content),
-        ):
+        files = {"timings": self.seconds, "computed": sorted(self.computed), "results": content}
+        for name, data in files.items():
             checkpoint.write_atomic(self.folder / f"{name}.json", _json(data))
         used = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
         data = (source["data"]["manifest_sha256"] or "no manifest")[:12]
         code = source["code"].get("phases", "")[:12]
         if every:
-            study = claims.predictions(p.notebook, every)
-            markdown(claims.claims_table(every, study))
+            markdown(claims_table(every, claims.predictions(p.notebook, every)))
         if self.checks:
             markdown(f"Checks that hold by construction: {', '.join(self.checks)}.")
-        inside = self.folder.resolve().is_relative_to(ROOT)
-        folder = self.folder.resolve().relative_to(ROOT) if inside else self.folder.name
+        folder = self.folder.resolve()
+        folder = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder.name
         markdown(
             f"Profile {p.profile}, seeds {p.seeds}, folder {folder}, code {code}, commit "
             f"{source['commit']}, data {data}, {source['device']}, {source['threads']} "
             f"threads; {used}."
         )
-
-    def save_figure(self, figure: Any, name: str) -> Path:
-        """Write a figure to figures/<name>.png in the run's folder."""
-        from .show import png
-
-        path = self.folder / "figures" / f"{name}.png"
-        checkpoint.write_atomic(path, png(figure))
-        return path
 
     def _write_record(self) -> None:
         """record/ in the run folder, what data/studies/NN will be: all metrics, small results."""
@@ -329,25 +320,9 @@ class Run:
             raise ValueError(f"notebooks/claims/{self.parameters.notebook}.toml has no row {id}")
         return self.rows[id]
 
-    def _all_claims(self) -> list[claims.Claim]:
-        """Every row but the checks, in the order of the file: judged, untestable or not measured."""
-        found, missing, full = [], [], self.parameters.profile == "full"
-        for id, row in self.rows.items():
-            if id in self.claims:
-                found.append(self.claims[id])
-            elif row.untestable:
-                found.append(claims.untestable(row))
-            elif row.needs or full and not row.check:  # other settings, and too late to refuse
-                needs = row.needs or "settings of the study"
-                found.append(claims.unmeasured(replace(row, needs=needs)))
-            elif not (full or id in self.checks):
-                missing.append(id)
-        if missing:
-            raise ValueError(
-                f"rows {', '.join(missing)} of the claims were neither judged nor "
-                "checked: call run.judge or run.check, or say what they need"
-            )
-        return found
+    def _every(self) -> list[claims.Claim]:
+        full = self.parameters.profile == "full"
+        return claims.complete(self.rows, self.claims, self.checks, full)
 
     def _key(self, name: str, values: list, *frames: Any) -> tuple[str, Reach]:
         """(hash of all that a phase depends on, "" if there is none; what it reaches)."""
@@ -387,7 +362,7 @@ class Run:
         begin = time.monotonic()
         self._metrics.lines.pop(name, None)
         before = dict(self._metrics.lines)
-        with self._inside(name), _weights_kept(reach.trainable):
+        with self._inside(name), checkpoint.weights_kept(reach.trainable):
             value = fn()
         self.computed.append(name)
         self.seconds[name] = round(time.monotonic() - begin, 2)
@@ -418,18 +393,6 @@ class Run:
         return (
             f"the last good checkpoint is {files[-1].relative_to(self.folder)}, after {done} steps"
         )
-
-
-@contextmanager
-def _weights_kept(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Put trainable weights back that the body changed: what follows a result then finds the same
-    weights whether it was computed or restored."""
-    kept = [(weight, weight._version, weight.detach().clone()) for weight in weights]
-    yield
-    with torch.no_grad():
-        for weight, version, before in kept:
-            if weight._version != version:
-                weight.copy_(before)
 
 
 def _json(content: Any) -> bytes:

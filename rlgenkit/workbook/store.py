@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,24 +99,27 @@ class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-        self._lines: dict[str, list[dict]] | None = None
-        self._results: dict[str, Any] | None = None
+
+    @cached_property
+    def _phases(self) -> dict[str, list[dict]]:
+        found: dict[str, list[dict]] = {}
+        for row in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            line = json.loads(row)
+            found.setdefault(line["phase"], []).append(line)
+        return found
+
+    @cached_property
+    def _results(self) -> dict[str, Any]:
+        return checkpoint.load(self.folder / "results.safetensors")
 
     def lines(self, name: str) -> list[dict]:
         """Logged lines of one phase; KeyError when the study has no such phase."""
-        if self._lines is None:
-            self._lines = {}
-            for row in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                line = json.loads(row)
-                self._lines.setdefault(line["phase"], []).append(line)
-        if name not in self._lines:
+        if name not in self._phases:
             raise KeyError(f"the study's record holds no phase {name}")
-        return self._lines[name]
+        return self._phases[name]
 
     def result(self, name: str) -> Any:
         """A recorded result; KeyError when it was too large for the record or never computed."""
-        if self._results is None:
-            self._results = checkpoint.load(self.folder / "results.safetensors")
         if name not in self._results:
             raise KeyError(f"the study's record holds no result {name}: run the study itself")
         return self._results[name]
@@ -141,32 +145,18 @@ def write_record(
     The largest results go first; metrics always stay.
     """
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    sizes = {name: _size(value) for name, value in results.items()}
+    sizes = {name: len(checkpoint.packed(value)) for name, value in results.items()}
     left, total = [], len(text) + sum(sizes.values()) + 20_000
     for name in sorted(sizes, key=lambda k: -sizes[k]):
-        if total <= limit:
-            break
-        left.append(name)
-        total -= sizes[name]
+        if total > limit:
+            left.append(name)
+            total -= sizes[name]
     kept = {name: value for name, value in results.items() if name not in left}
+    about = json.dumps({**about, "left_out": sorted(left)}, indent=1, sort_keys=True) + "\n"
     checkpoint.write_atomic(folder / "metrics.jsonl", text.encode())
     checkpoint.save(folder / "results.safetensors", kept)
-    about = {**about, "left_out": sorted(left)}
-    checkpoint.write_atomic(
-        folder / "study.json", (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
-    )
+    checkpoint.write_atomic(folder / "study.json", about.encode())
     return sorted(left)
-
-
-def _size(value: Any) -> int:
-    """Bytes that a result takes in a file, roughly."""
-    if hasattr(value, "nbytes"):
-        return value.nbytes + 60
-    if isinstance(value, dict):
-        return sum(_size(k) + _size(v) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return sum(map(_size, value)) + 8
-    return len(str(value)) + 4
 
 
 def environment(phases: Path | None = None, record: Path | None = None) -> dict[str, str]:
