@@ -25,7 +25,6 @@ from rlgenkit import workbook as wb
 from rlgenkit.__main__ import parser
 from rlgenkit.commands.inputs import checked_parameters, typed
 from rlgenkit.commands.places import ROOT, InputError, find
-from rlgenkit.workbook.parameters import threads
 
 KINDS = ("int", "float", "bool", "str", "list", "dict")
 CELL = """\
@@ -248,19 +247,6 @@ def test_what_a_door_would_change_is_refused(book, kind, value, word):
 
 def test_keys_that_papermill_makes_texts_arrive_as_texts(book):
     assert by_y(book, "a_dict", {1: 2}).a_dict == {"1": 2}
-
-
-@pytest.mark.parametrize("text", ["", "1", "4,2", " 3 "])
-def test_threads_are_counted(monkeypatch, text):
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert threads() == {"": 2, "1": 1, "4,2": 4, " 3 ": 3}[text]
-
-
-@pytest.mark.parametrize("text", ["abc", "0", "-1", "1.5"])
-def test_no_number_of_threads_is_refused_before_work(monkeypatch, book, text):
-    monkeypatch.setenv("OMP_NUM_THREADS", text)
-    with pytest.raises(InputError, match=f"OMP_NUM_THREADS is '{text}': set it to 1 or more"):
-        checked_parameters(book, [])
 
 
 # --- places

@@ -33,7 +33,13 @@ def namespace(**changes):
 
 
 def resolved(**changes):
-    return wb.parameters(namespace(**changes), "98_trial", PRESETS, RANGES)
+    return wb.parameters(in_a_kernel(**changes), "98_trial", PRESETS, RANGES)
+
+
+def in_a_kernel(**changes):
+    """The namespace of a kernel in which papermill changed some parameters."""
+    injected = "".join(f"{name} = {value!r}\n" for name, value in changes.items())
+    return namespace(**changes) | {"In": ["", CELL, f"# Parameters\n{injected}"]}
 
 
 def started(folder, profile="default"):

@@ -45,7 +45,8 @@ def checked_parameters(notebook: Path, pairs: list[tuple[str, str]]) -> dict[str
     Folders and files become absolute paths.  Raises InputError, one sentence, before any kernel
     starts.
     """
-    from rlgenkit.workbook.parameters import check_overrides, declared, places
+    from rlgenkit.workbook.parameters import check_overrides, declared
+    from rlgenkit.workbook.places import places
 
     overrides = {}
     try:
