@@ -93,7 +93,7 @@ def lint(path: Path) -> list[str]:
         found += (
             parameters(path, cells) + table(path) + opening(cells) + links(cells) + exercises(cells)
         )
-        found += leftovers(path, cells)
+        found += leftovers(path, cells) + headline(path)
     else:
         found = headings(cells, TOUR_HEADINGS if tour else HEADINGS)
         found += code_cells(cells) + figures(cells) + parameters(path, cells)
@@ -117,6 +117,21 @@ def leftovers(path: Path, cells: list[dict]) -> list[str]:
     if "99_template" in code or re.search(r"[\"']99\.\w+[\"']", code) and path.stem[:2] != "99":
         found.append(f"its code names 99_template or an exercise of 99; write {path.stem}")
     return found
+
+
+def headline(path: Path) -> list[str]:
+    """The claims have a primary row, and each has an arm on which it must not hold."""
+    from rlgenkit.workbook.claims import load_rows
+
+    rows = load_rows(path.stem).values()
+    primary = [row for row in rows if row.primary]
+    if not primary and not all(row.check or row.ours for row in rows):
+        return ["its claims have no primary row"]
+    return [
+        f"primary claim {row.id} names neither a sham nor a control"
+        for row in primary
+        if not (row.sham or row.control or row.untestable)
+    ]
 
 
 def paragraphs(cells: list[dict]) -> list[str]:

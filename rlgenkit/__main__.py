@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("notebook", help="01, 01_ddpo or a path")
     pair = {"metavar": ("NAME", "VALUE"), "nargs": 2, "action": "append", "default": []}
     run.add_argument("-p", dest="pairs", help="set a parameter", **pair)
+    # argparse knows -1 as a value; so are -1e-4, -inf and a text that starts with a minus.
+    run._negative_number_matcher = re.compile(r"-(?!-|[ph]$)")
     run.add_argument("--out", help="run folder (default runs/NB/...)")
     official = "official run: write back notebooks/NB.ipynb and data/results/NN.json"
     run.add_argument("--commit", action="store_true", help=official)
@@ -71,16 +74,6 @@ def parser() -> argparse.ArgumentParser:
         passed = add(name, f"{text}; further options are handed on")
         passed.add_argument("rest", nargs=argparse.REMAINDER)
     return top
-
-
-def take_pairs(argv: list[str]) -> list[tuple[str, str]]:
-    """Take each `-p NAME VALUE` out of the arguments: argparse reads a value like -1e-4 as an option."""
-    pairs = []
-    while "-p" in argv[:-2]:
-        k = argv.index("-p")
-        pairs.append((argv[k + 1], argv[k + 2]))
-        del argv[k : k + 3]
-    return pairs
 
 
 PYTEST = "-m pytest -n logical --maxprocesses 4"
@@ -154,14 +147,12 @@ def dispatch(argv: list[str]) -> int:
     name = argv[0] if argv else ""
     if name in PASSED_ON:  # argparse would take the other program's options for its own
         return pass_on(name, argv[1:])
-    pairs = take_pairs(argv) if name == "run" else []
     args = parser().parse_args(argv)
     if name == "list":
         return list_notebooks(args.notebook)
     from rlgenkit.commands import experiment, sweep
 
     if name == "run":
-        args.pairs = [*pairs, *args.pairs]
         return experiment.command(args)
     return sweep.command(args) if name == "sweep" else sweep.compare(args)
 

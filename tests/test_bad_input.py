@@ -1,7 +1,6 @@
 """Bad input of the command line: exit code 2, one sentence, before any work."""
 
 import re
-import shutil
 
 import pytest
 
@@ -61,48 +60,6 @@ def test_one_sentence_and_exit_code_2(case, no_work, capsys):
     said = capsys.readouterr().err.strip()
     assert word in said and "Traceback" not in said
     assert len(said.splitlines()) == 1 and len(said) < 400
-
-
-def folder_of(tmp_path, kind: str):
-    """A copy of an embedded pipeline folder, damaged as `kind` says."""
-    base = ROOT / "data" / "models" / "flow"
-    if kind == "missing":
-        return tmp_path / "nothing" / "here" / "at-all"
-    if kind == "empty":
-        (tmp_path / "empty").mkdir()
-        return tmp_path / "empty"
-    if not (base / "model_index.json").is_file():
-        pytest.skip("the embedded flow model is not here; make models trains it")
-    copy = tmp_path / "flow"
-    shutil.copytree(base, copy)
-    weights = sorted((copy / "transformer").glob("*.safetensors"))[0]
-    if kind == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-1000])
-    elif kind == "not safetensors":
-        weights.write_bytes(b"PK" + b"0" * 500)
-    elif kind == "pickled":
-        weights.rename(weights.with_suffix(".bin"))
-    elif kind == "broken index":
-        (copy / "model_index.json").write_text("{", encoding="utf-8")
-    return copy
-
-
-@pytest.mark.parametrize(
-    "kind", ["missing", "empty", "truncated", "not safetensors", "pickled", "broken index"]
-)
-def test_bad_model_folder(kind, tmp_path):
-    from rlgenkit.commands.inputs import checked_model
-
-    folder = folder_of(tmp_path, kind)
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
-        checked_model(str(folder))
-    assert len(str(caught.value).splitlines()) == 1 and folder.name in str(caught.value)
-
-
-def test_hub_ids_are_left_to_the_run():
-    from rlgenkit.commands.inputs import checked_model
-
-    assert checked_model("owner/some-model") == "owner/some-model"
 
 
 def test_error_of_the_parameters_cell_is_bad_input(tmp_path):

@@ -144,11 +144,18 @@ def title(path: Path) -> str:
     return re.sub(r"^\d+\s*[.:·]?\s*", "", heading(read(path))) or path.stem
 
 
+def said(nb: dict) -> list:
+    """What a reader sees of each cell; editors write metadata and the order of keys as they like."""
+    return [(c["id"], c["source"], c.get("outputs")) for c in nb["cells"]]
+
+
 def problems(path: Path) -> list[str]:
     """What keeps the committed notebook at `path` from being normal and fresh; empty when fine."""
+    import nbformat
+
     text, nb = path.read_text(encoding="utf-8"), read(path)
     found = []
-    if text != text_of(normalize(nb)):
+    if said(nbformat.reads(text, as_version=4)) != said(normalize(nb)):
         found.append("not normalized: run python -m rlgenkit check --normalize")
     if len(text.encode()) > MAX_BYTES:
         found.append(f"{len(text.encode()) // 1000} KB, more than {MAX_BYTES // 1000} KB")
@@ -159,11 +166,17 @@ def problems(path: Path) -> list[str]:
 
 def judged_as_written(stem: str) -> list[str]:
     """Whether the committed results judge the claims file as it stands, its headline on 8 seeds."""
-    from rlgenkit.workbook.claims import rows_digest
+    from rlgenkit.workbook.claims import moved, rows_digest
 
     path = RESULTS / f"{stem.split('_')[0]}.json"
     if not path.is_file():
         return []
+    if changed := moved(stem):
+        return [
+            f"claims/{stem}.toml, [{id}]: the threshold was {old:g} when this was first studied; "
+            "put it back, or name it in note"
+            for id, old in changed.items()
+        ]
     results = json.loads(path.read_text(encoding="utf-8"))
     if results.get("claims_sha256") != rows_digest(stem):
         return [f"claims/{stem}.toml changed after its results: run {stem} again"]

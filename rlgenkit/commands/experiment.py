@@ -151,7 +151,7 @@ def publish(notebook: Path, done: run.Outcome, profile: str) -> None:
     if results is not None and notebook != TEMPLATE:  # the template shows a run, it claims nothing
         took = {"seconds": round(done.seconds), "cpu_seconds": done.cpu_seconds}
         took = took if profile == "default" else study.timing(done.out_dir)
-        results["timing"] = {**took, "hardware": hardware()}
+        results["timing"] = {"hardware": hardware(), **took}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target = RESULTS / f"{notebook.stem.split('_')[0]}.json"
         text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
