@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 
 from rlgenkit import workbook as wb
+from rlgenkit.records import Scores
 from rlgenkit.workbook import checkpoint, claims
 from rlgenkit.workbook import run as run_module
 from rlgenkit.workbook.fingerprint import Reach, Unhashable
@@ -594,6 +595,17 @@ def test_metrics_stack_over_seeds(tmp_path):
     assert np.isnan(curves["truth"][0]).tolist() == [True, False, True, False]
     with pytest.raises(KeyError, match="nothing was logged in phase b"):
         run.metrics("b")
+
+
+def test_of_scores_the_valid_rows_are_logged(tmp_path):
+    run = started(tmp_path)
+    scores = Scores(torch.tensor([1.0, 0.0, 4.0]), torch.tensor([True, False, True]))
+    none = Scores(torch.zeros(2), torch.zeros(2, dtype=torch.bool))
+    for step in run.steps(1, "a"):
+        run.log(step, samples={"all": scores}, reward=scores, other=none, empty=torch.zeros(0))
+    found = run.metrics("a")
+    assert found["reward"].tolist() == [2.5] and found["all"].tolist() == [[1.0, 4.0]]
+    assert set(found) == {"step", "reward", "all"}
 
 
 def test_a_seed_that_stops_early_and_a_short_last_batch_leave_nan(tmp_path):

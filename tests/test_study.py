@@ -18,7 +18,7 @@ from rlgenkit.__main__ import main
 from rlgenkit.commands import run, study
 from rlgenkit.commands.committed import read
 from rlgenkit.commands.places import RESULTS, ROOT, TEMPLATE, InputError, series
-from rlgenkit.workbook import checkpoint, store
+from rlgenkit.workbook import ParameterError, checkpoint, store
 from tests.test_determinism import turn
 
 pytestmark = [
@@ -173,6 +173,18 @@ def test_a_record_keeps_within_its_size(tmp_path):
     with pytest.raises(KeyError, match="holds no result large: run the study itself"):
         record.result("large")
     assert checkpoint.load(tmp_path / "results.safetensors") == {"small": [1.0, 2.0]}
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        for damaged in (whole[:-9], b"\xff" + whole, whole.replace(b"1.0", b"7.0")):
+            if damaged == whole:  # study.json holds no such number
+                continue
+            path.write_bytes(damaged)
+            with pytest.raises(
+                ParameterError, match=f"^{path.name} of the study's record .* damaged"
+            ):
+                record = store.Record(tmp_path)
+                record.lines("a"), record.result("small")
+        path.write_bytes(whole)
 
 
 def test_the_time_of_a_study_counts_the_attempts_that_computed(tmp_path, monkeypatch):

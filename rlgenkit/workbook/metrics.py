@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgenkit.records import Scores
+
 from . import checkpoint
 
 RESERVED = ("phase", "step")  # keys of a line that a metric cannot be called
@@ -32,12 +34,17 @@ class Metrics:
         checkpoint.write_atomic(path, b"")
 
     def add(self, phase: str, step: int, values: Mapping, samples: Mapping[str, Tensor]) -> None:
-        """Append a line: the mean of each value, all of each sample to 4 digits."""
+        """Append a line: the mean of each value, all of each sample to 4 digits.
+
+        Of Scores the valid rows count; what has none at all is left out.
+        """
         if odd := [k for k in [*values, *samples] if k in RESERVED]:
             raise ValueError(f"a metric cannot be called `{odd[0]}`: choose another name")
         where = f"at step {step} of {phase or 'the run'}"
         line: dict[str, Any] = {"phase": phase, "step": int(step)}
-        line |= {k: _finite(v, k, where).mean().item() for k, v in values.items()}
+        for name, value in values.items():
+            if (kept := _finite(value, name, where)).numel():
+                line[name] = kept.mean().item()
         for name, value in samples.items():
             kept = _finite(value, name, where).flatten().tolist()
             line[name] = [float(f"{v:.4g}") for v in kept]
@@ -97,6 +104,7 @@ def _column(values: list, runs: int) -> np.ndarray:
 
 def _finite(value: Any, name: str, where: str) -> Tensor:
     """The value on the CPU as float64; nan or inf stops the run."""
+    value = value.values[value.valid] if isinstance(value, Scores) else value
     tensor = torch.as_tensor(value).detach().to("cpu", torch.float64)
     bad = (~torch.isfinite(tensor)).flatten().nonzero()
     if len(bad):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -98,19 +99,33 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.about = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        self.about = self._read("study.json", _json)
 
     @cached_property
     def _phases(self) -> dict[str, list[dict]]:
         found: dict[str, list[dict]] = {}
-        for row in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            line = json.loads(row)
+        for line in self._read("metrics.jsonl", self._parsed):
             found.setdefault(line["phase"], []).append(line)
         return found
 
     @cached_property
     def _results(self) -> dict[str, Any]:
-        return checkpoint.load(self.folder / "results.safetensors")
+        return self._read("results.safetensors", checkpoint.load)
+
+    def _parsed(self, path: Path) -> list[dict]:
+        data = path.read_bytes()
+        if self.about.get("metrics_sha256") not in (None, hashlib.sha256(data).hexdigest()):
+            raise ValueError("another checksum")
+        return [json.loads(line) for line in data.decode().splitlines()]
+
+    def _read(self, name: str, parse: Callable[[Path], Any]) -> Any:
+        try:
+            return parse(self.folder / name)
+        except (OSError, ValueError) as error:
+            raise ParameterError(
+                f"{name} of the study's record {self.folder.name} is missing or damaged: restore"
+                " it, or run the study itself"
+            ) from error
 
     def lines(self, name: str) -> list[dict]:
         """Logged lines of one phase; KeyError when the study has no such phase."""
@@ -123,6 +138,10 @@ class Record:
         if name not in self._results:
             raise KeyError(f"the study's record holds no result {name}: run the study itself")
         return self._results[name]
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def study_record(notebook: str) -> Record:
@@ -152,9 +171,11 @@ def write_record(
             left.append(name)
             total -= sizes[name]
     kept = {name: value for name, value in results.items() if name not in left}
-    about = json.dumps({**about, "left_out": sorted(left)}, indent=1, sort_keys=True) + "\n"
+    about = {**about, "left_out": sorted(left)}
+    about["metrics_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     checkpoint.write_atomic(folder / "metrics.jsonl", text.encode())
     checkpoint.save(folder / "results.safetensors", kept)
+    about = json.dumps(about, indent=1, sort_keys=True) + "\n"
     checkpoint.write_atomic(folder / "study.json", about.encode())
     return sorted(left)
 
