@@ -33,7 +33,7 @@ ALLOWED = {
     "workbook": BELOW,
     "commands": BELOW | {"workbook"},
 }
-MAX_FUNCTION = 60
+MAX_FUNCTION, MAX_FILE = 60, 400
 
 
 def part_of(path: Path) -> str:
@@ -139,6 +139,11 @@ def test_functions_are_short(record_property):
     print(f"{len(lengths)} functions, median {middle} lines, longest {max(lengths.values())}")
     assert {k: v for k, v in lengths.items() if v > MAX_FUNCTION} == {}
     assert middle <= 20
+
+
+def test_files_are_short():
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in FILES}
+    assert {name: n for name, n in lengths.items() if n > MAX_FILE} == {}
 
 
 def test_public_functions_have_docstrings():

@@ -17,7 +17,7 @@ MOST_RUNS = 1000
 
 
 def command(args: Namespace) -> int:
-    """The `sweep` command: every combination of values, joined to runs/NB/sweep-NAMES.csv and .md."""
+    """The `sweep` command: every combination of values, joined to runs/NB/sweep-NAMES.csv and .txt."""
     notebook, axes = find(args.notebook), read_axes(args.axes)
     grid = combinations(notebook, axes, args.profile)
     jobs = min(args.jobs, len(grid))
@@ -69,7 +69,7 @@ def combinations(notebook: Path, axes: dict[str, list[str]], profile: str | None
 
 
 def join(base: Path, names: list[str], grid: list[dict], outcomes: list[run.Outcome]) -> None:
-    """One row per run in base.csv and .md: swept values, each claim's value and verdict, numbers."""
+    """One row per run in base.csv and .txt: swept values, each claim's value and verdict, numbers."""
     rows = []
     for parameters, done in zip(grid, outcomes):
         row = {n: parameters[n] for n in names}
@@ -81,10 +81,9 @@ def join(base: Path, names: list[str], grid: list[dict], outcomes: list[run.Outc
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
-    lines = [columns, ["---"] * len(columns), *([_cell(r.get(c)) for c in columns] for r in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    Path(f"{base}.md").write_text(table, encoding="utf-8")
-    print(f"\n{table}\n{shown(Path(f'{base}.csv'))}\n{shown(Path(f'{base}.md'))}")
+    table = aligned([columns, *([_cell(r.get(c)) for c in columns] for r in rows)], 24)
+    Path(f"{base}.txt").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\n{shown(Path(f'{base}.csv'))}\n{shown(Path(f'{base}.txt'))}")
 
 
 def finals(results: dict) -> dict:
