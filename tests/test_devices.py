@@ -55,7 +55,7 @@ CALLS = {
     "share": lambda v, g, m, s: R.effective_weights([s, s], [1, 2], g),
     "picks": lambda v, g, m, s: R.best_of(v.view(3, 4), v.view(3, 4), [1, 2]),
     "r": lambda v, g, m, s: torch.tensor(R.pearson(v, v + g)),
-    "spread": lambda v, g, m, s: R.mean_pairwise_distance(v[:, None], g, m),
+    "spread": lambda v, g, m, s: R.mean_pairwise_distance(v[:, None], g),
     "k3": lambda v, g, m, s: kl_k3(v, 2 * v),
 }  # fmt: skip
 

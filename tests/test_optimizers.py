@@ -688,6 +688,14 @@ def test_make_optimizer_wants_something_to_train():
         o.make_optimizer([frozen], 1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_whose_steps_would_be_rounded_away_are_refused(dtype):
+    weight = nn.Parameter(torch.ones(1, dtype=dtype))
+    with pytest.raises(ValueError, match="half-precision"):
+        o.make_optimizer([nn.Parameter(torch.ones(1)), weight], 1e-4)
+    assert (weight + 1e-4 == weight).all()
+
+
 def test_log_probs_kept_from_the_rollout_give_the_replay_gradient():
     network, path, advantages = setup()
     kept = s.rollout(network, s.flow_table(5), path.latents[0], generator(1), score_steps=range(4))

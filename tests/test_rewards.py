@@ -113,12 +113,11 @@ def pil_bytes(image, quality):
     return len(buffer.getvalue())
 
 
-@pytest.mark.parametrize("quality", [95, 50])
-def test_jpeg_size_is_pillows_less_a_blank_image_of_that_size(quality):
+def test_jpeg_size_is_pillows_less_a_blank_image_of_that_size(quality=95):
     images = noise(side=48)
     blank = pil_bytes(torch.full((3, 48, 48), 128 / 255), quality)
     expected = [(pil_bytes(image, quality) - blank) / 1000 for image in images]
-    assert R.jpeg_kb(images, quality).tolist() == pytest.approx(expected, abs=1e-6)
+    assert R.jpeg_kb(images).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_jpeg_rewards_have_opposite_signs_and_order_flat_below_noise():
@@ -126,8 +125,6 @@ def test_jpeg_rewards_have_opposite_signs_and_order_flat_below_noise():
     small, large = R.compressibility(batch(images)), R.incompressibility(batch(images))
     assert torch.equal(small.values, -large.values)
     assert large.values[0] == 0 and large.values[1] > 3
-    with pytest.raises(ValueError, match="1..95"):
-        R.jpeg_kb(images, 100)
 
 
 def test_hasler_suesstrunk_on_a_hand_computed_image():
@@ -341,9 +338,6 @@ def test_standardize_uses_sample_groups_even_interleaved_and_skips_invalid_ones(
     unit = 20 / np.sqrt(800 / 3)
     assert z.values.tolist() == pytest.approx([-1, -unit, 1, 0, 0, unit], rel=1e-6)
     assert z.valid.tolist() == part.valid.tolist()
-    whole = R.standardize(scores([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]), "batch", 0.0)
-    expected = (np.arange(4) - 1.5) / np.arange(4).std()
-    assert whole.values.tolist() == pytest.approx(expected.tolist())
 
 
 def test_groups_without_spread_get_exactly_zero():
@@ -377,8 +371,6 @@ def test_bad_combinations_are_refused():
         R.product([part, part])
     with pytest.raises(ValueError, match="same batch"):
         R.minimum([part, scores([1.0])])
-    with pytest.raises(ValueError, match="'group' or 'batch'"):
-        R.standardize(part, torch.zeros(2, dtype=torch.long), "prompt")
     with pytest.raises(ValueError, match="shape"):
         R.standardize(part, torch.zeros(3, dtype=torch.long))
 
@@ -398,11 +390,11 @@ def test_diversity_of_a_simplex_and_of_interleaved_groups():
     assert mean.item() == pytest.approx(2 * np.sqrt(2))
 
 
-def test_diversity_collapse_lone_and_invalid_samples():
+def test_diversity_of_a_collapse_and_of_lone_samples():
     same = R.diversity(torch.ones(3, 5), torch.zeros(3, dtype=torch.long))
     assert same.values.abs().max() == 0 and same.valid.all()
     line = torch.tensor([[0.0], [1.0], [100.0], [5.0]])
-    result = R.diversity(line, torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True]))
+    result = R.diversity(line, torch.tensor([0, 0, 2, 1]))
     assert result.values.tolist() == [1, 1, 0, 0]
     assert result.valid.tolist() == [True, True, False, False]
     assert R.mean_pairwise_distance(line, torch.arange(4)).isnan()
@@ -483,13 +475,10 @@ def test_diagnostic_finds_how_simple_rewards_are_hacked(pairs):
     assert R.pair_diagnostic(R.of_images(R.brightness), pairs)["edits"]["brightness"]["n"] == 12
 
 
-def test_a_constant_reward_ties_and_the_truth_itself_is_always_right(pairs):
+def test_a_constant_reward_ties(pairs):
     constant = R.pair_diagnostic(lambda b: R.scored(torch.ones(len(b.images))), pairs)
     assert constant["accuracy"] == 0.5 and constant["hacked_by"] == []
     assert all(row["tie"] == 12 and row["accuracy"] == 0.5 for row in constant["edits"].values())
-    meter = R.of_images(R.sharpness)
-    result = R.pair_diagnostic(meter, pairs, truth=meter)
-    assert result["accuracy"] == 1 and result["hacked_by"] == []
 
 
 def test_invalid_pairs_are_left_out_and_counted(pairs):

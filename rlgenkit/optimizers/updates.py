@@ -25,6 +25,8 @@ def make_optimizer(
     trainable = [p for p in parameters if p.requires_grad]
     if not trainable:
         raise ValueError("no parameter requires a gradient: unfreeze the network or add LoRA first")
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in trainable):
+        raise ValueError("half-precision weights lose small steps: train an adapter, or in float32")
     fused = trainable[0].is_cuda
     return torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay, fused=fused)
 

@@ -78,25 +78,22 @@ def bootstrap_over_items(
     items: int | Tensor,
     generator: torch.Generator,
     draws: int = 1000,
-    level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """(statistic of all items, low, high): percentile bootstrap.
+    """(statistic of all items, low, high): 95 % percentile bootstrap.
 
     items: their number, or Long[N] clusters (the prompt, the rater) that are drawn whole, because
     answers inside one are alike. statistic takes a Long tensor of item numbers, with repeats.
     """
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"draws must be >= 1 and level in (0, 1), got {draws} and {level}")
     clusters = torch.arange(items) if isinstance(items, int) else items
-    if not len(clusters):
-        raise ValueError("a bootstrap needs at least one item")
+    if draws < 1 or not len(clusters):
+        raise ValueError("a bootstrap needs at least one item and one draw")
     order = clusters.argsort(stable=True)
     own = order.split(clusters.unique(return_counts=True)[1].tolist())
     stats = []
     for _ in range(draws):
         pick = torch.randint(len(own), (len(own),), generator=generator)
         stats.append(statistic(torch.cat([own[i] for i in pick.tolist()])))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    ends = torch.tensor([(1 - 0.95) / 2, (1 + 0.95) / 2], dtype=torch.float64)
     low, high = torch.tensor(stats, dtype=torch.float64).quantile(ends).tolist()
     return float(statistic(torch.arange(len(clusters)))), low, high
 

@@ -7,7 +7,6 @@ every part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +14,6 @@ from torch import Tensor
 from rlgenkit.records import group_moments, standardized
 
 from .batch import Scores, scored
-
-Scope = Literal["group", "batch"]
 
 
 def weighted_sum(parts: Sequence[Scores], weights: Sequence[float]) -> Scores:
@@ -49,17 +46,12 @@ def minimum(parts: Sequence[Scores]) -> Scores:
     return scored(values.amin(0), valid.all(0))
 
 
-def standardize(
-    scores: Scores, groups: Tensor, scope: Scope = "group", eps: float = 1e-4
-) -> Scores:
-    """(r - mean) / (std + eps) over the valid samples of each group, or of the whole batch.
+def standardize(scores: Scores, groups: Tensor, eps: float = 1e-4) -> Scores:
+    """(r - mean) / (std + eps) over the valid samples of each group.
 
     groups Long[B]; statistics in float64, population std. A group without spread (or with one
     valid sample) gets exactly 0. Invalid samples stay invalid and enter no statistic.
     """
-    if scope not in ("group", "batch"):
-        raise ValueError(f"scope must be 'group' or 'batch', got {scope!r}.")
-    groups = torch.zeros_like(groups) if scope == "batch" else groups
     return scored(standardized(scores, groups, eps).to(scores.device, torch.float32), scores.valid)
 
 

@@ -92,7 +92,7 @@ def parse_judgment(text: str, form: Form) -> Reading:
     if isinstance(form, Choice):
         answer = _stated(text, form.key, form.labels)
         return Reading(answer, "" if answer is not None else f"no single {form.key!r}")
-    found = [word.rstrip(".,;") for word in _after(text, form.key)]
+    found = [word.rstrip(".,;") for word in _after(text, form.key, r"(\S*)")]
     if not found or not all(re.fullmatch(NUMBER, word) for word in found):
         return Reading(None, f"no number after {form.key!r}")
     numbers = {float(word) for word in found}
@@ -104,35 +104,26 @@ def parse_judgment(text: str, form: Form) -> Reading:
     return Reading(value)
 
 
-def _after(text: str, key: str) -> list[str]:
-    """The first word behind each "key:" in the text."""
-    spot = rf"(?<!\w){re.escape(key.strip())}\s*[:=][ \t]*(\S*)"
+def _after(text: str, key: str, what: str) -> list[str]:
+    """What the group in the pattern `what` matches behind each "key:" in the text."""
+    spot = rf"(?<!\w){re.escape(key.strip())}\s*[:=][ \t]*{what}"
     return re.findall(spot, text, flags=re.IGNORECASE)
 
 
 def _stated(text: str, key: str, labels: Sequence[str]) -> int | None:
     """Index of the one label that stands behind every "key:", else None. Longer labels win where
     one begins like another; a label must end where a word ends."""
-    spot = rf"(?<!\w){re.escape(key.strip())}\s*[:=][ \t]*"
-    order = sorted(range(len(labels)), key=lambda i: -len(labels[i]))
-    found = set()
-    for place in re.finditer(spot, text, flags=re.IGNORECASE):
-        rest = text[place.end() :]
-        hits = [
-            i
-            for i in order
-            if re.match(rf"{re.escape(labels[i].strip())}(?!\w)", rest, flags=re.IGNORECASE)
-        ]
-        found.add(hits[0] if hits else None)
-    return found.pop() if len(found) == 1 else None
+    names = [label.strip().lower() for label in labels]
+    either = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    found = {word.lower() for word in _after(text, key, rf"(?:({either})(?!\w))?")}
+    return names.index(found.pop()) if len(found) == 1 and "" not in found else None
 
 
 def scalar_scores(texts: Sequence[str], form: Scale) -> Scores:
     """Scores [B] of one answer a sample, mapped from the scale to 0..1."""
     readings = [parse_judgment(text, form).value for text in texts]
-    return _scores(
-        [None if v is None else (v - form.low) / (form.high - form.low) for v in readings]
-    )
+    span = form.high - form.low
+    return _scores([None if v is None else (v - form.low) / span for v in readings])
 
 
 def mean_scores(answers: Sequence[Sequence[str]], form: Scale, at_least: int = 1) -> Scores:

@@ -68,25 +68,22 @@ def sharpness(images: Tensor) -> Tensor:
     return F.conv2d(luminance(images)[:, None], kernel[None, None]).abs().mean((1, 2, 3))
 
 
-def edge_density(images: Tensor, threshold: float = 0.1) -> Tensor:
-    """Share of inner pixels [B] whose Sobel slope exceeds `threshold`; not differentiable.
+def edge_density(images: Tensor) -> Tensor:
+    """Share of inner pixels [B] whose Sobel slope exceeds 0.1; not differentiable.
 
-    The slope is in luma per pixel (Sobel response / 8). Raises ValueError if threshold <= 0.
+    The slope is in luma per pixel (Sobel response / 8).
     """
-    if threshold <= 0:
-        raise ValueError(f"the edge threshold must be above 0, got {threshold}.")
     across = images.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
     slopes = F.conv2d(luminance(images)[:, None], torch.stack([across, across.T])[:, None])
-    return (slopes.norm(dim=1) > threshold).to(images.dtype).mean((1, 2))
+    return (slopes.norm(dim=1) > 0.1).to(images.dtype).mean((1, 2))
 
 
-def color_entropy(images: Tensor, bins: int = 8) -> Tensor:
-    """Shannon entropy in bits [B] of the color histogram with bins^3 cells; not differentiable.
+def color_entropy(images: Tensor) -> Tensor:
+    """Shannon entropy in bits [B] of the color histogram with 8^3 cells; not differentiable.
 
-    0 for a plain image, at most log2(min(bins^3, H*W)). Raises ValueError if bins < 2.
+    0 for a plain image, at most log2(min(512, H*W)).
     """
-    if bins < 2:
-        raise ValueError(f"a color histogram needs at least 2 bins per channel, got {bins}.")
+    bins = 8
     levels = (images.detach() * bins).long().clamp(0, bins - 1)
     cell = ((levels[:, 0] * bins + levels[:, 1]) * bins + levels[:, 2]).flatten(1)
     counts = torch.zeros(len(images), bins**3, device=images.device, dtype=images.dtype)
@@ -94,18 +91,16 @@ def color_entropy(images: Tensor, bins: int = 8) -> Tensor:
     return torch.special.entr(counts / cell.shape[1]).sum(1) / torch.log(counts.new_tensor(2.0))
 
 
-def jpeg_kb(images: Tensor, quality: int = 95) -> Tensor:
-    """JPEG file size [B] in kB (1000 bytes), less what a blank image of that size takes.
+def jpeg_kb(images: Tensor) -> Tensor:
+    """JPEG file size [B] in kB (1000 bytes) at quality 95, less what a blank image takes.
 
     The encoder is Pillow's with its defaults, as in DDPO's code. Its header (about 0.6 kB) is a
     large constant at 64x64; the size of a mid-gray image is subtracted so that 0 means "nothing
-    to code". Not differentiable. Raises ValueError if quality is outside 1..95.
+    to code". Not differentiable.
     """
-    if not 1 <= quality <= 95:
-        raise ValueError(f"JPEG quality must lie in 1..95, got {quality}.")
     pixels = (images.detach().float().clamp(0, 1) * 255).round().byte().cpu()
     blank = torch.full_like(pixels[:1], 128)
-    sizes = [_jpeg_bytes(p, quality) for p in torch.cat([pixels, blank]).movedim(1, 3)]
+    sizes = [_jpeg_bytes(p) for p in torch.cat([pixels, blank]).movedim(1, 3)]
     kb = (torch.tensor(sizes[:-1], dtype=torch.float32) - sizes[-1]) / 1000
     return kb.to(images.device)
 
@@ -147,11 +142,11 @@ def of_images(statistic: Callable[[Tensor], Tensor], scale: float = 1.0) -> Rewa
     return reward
 
 
-def _jpeg_bytes(pixels: Tensor, quality: int) -> int:
+def _jpeg_bytes(pixels: Tensor) -> int:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels.numpy()).save(buffer, format="JPEG", quality=quality)
+    Image.fromarray(pixels.numpy()).save(buffer, format="JPEG", quality=95)
     return buffer.tell()
 
 

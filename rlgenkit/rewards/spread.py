@@ -8,10 +8,10 @@ from torch import Tensor
 from .batch import Scores, scored
 
 
-def diversity(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> Scores:
-    """Mean Euclidean distance [B] of each sample to the other valid samples of its group.
+def diversity(features: Tensor, groups: Tensor) -> Scores:
+    """Mean Euclidean distance [B] of each sample to the others of its group.
 
-    features [B,F] (the reader's `features`), groups Long[B], valid Bool[B]. A sample alone in
+    features [B,F] (the reader's `features`), groups Long[B]. A sample alone in
     its group has no neighbor to differ from and is invalid. Usable as a reward term.
     """
     if features.ndim != 2 or groups.shape != features.shape[:1]:
@@ -19,10 +19,9 @@ def diversity(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> 
             f"features must be [B,F] with groups [B], got {list(features.shape)} and "
             f"{list(groups.shape)}."
         )
-    if valid is None:
-        valid = torch.ones_like(groups, dtype=torch.bool)
-    same = (groups[:, None] == groups[None]) & valid[:, None] & valid[None]
-    others = same & ~torch.eye(len(groups), dtype=torch.bool, device=groups.device)
+    others = (groups[:, None] == groups) & ~torch.eye(
+        len(groups), dtype=torch.bool, device=groups.device
+    )
     # The exact form: the matrix-product shortcut of cdist is off by 1e-3 for near twins.
     exact = "donot_use_mm_for_euclid_dist"
     distances = torch.cdist(features.float(), features.float(), compute_mode=exact)
@@ -30,13 +29,13 @@ def diversity(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> 
     return scored((distances * others).sum(1) / neighbors.clamp_min(1), neighbors > 0)
 
 
-def mean_pairwise_distance(features: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
+def mean_pairwise_distance(features: Tensor, groups: Tensor) -> Tensor:
     """Mean distance over all pairs within a group, averaged over the groups: scalar, >= 0.
 
     features [B,F], groups Long[B]. The diversity curve of the training plots; 0 = every group
-    has collapsed to one image. nan if no group has two valid samples.
+    has collapsed to one image. nan if no group has two samples.
     """
-    scores = diversity(features, groups, valid)
+    scores = diversity(features, groups)
     if not scores.valid.any():
         return torch.tensor(float("nan"), device=features.device)
     ids, index = groups[scores.valid].unique(return_inverse=True)
