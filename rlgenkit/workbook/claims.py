@@ -263,7 +263,7 @@ def moved(notebook: str) -> dict[str, float]:
     return {
         id: old
         for id, old in first.items()
-        if id in rows and rows[id].threshold != old and f"{old:g}" not in rows[id].note
+        if id in rows and rows[id].threshold not in (None, old) and f"{old:g}" not in rows[id].note
     }
 
 
