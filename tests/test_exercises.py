@@ -14,7 +14,7 @@ from ci import export, lint
 from rlgenkit.commands import committed
 from rlgenkit.commands.places import NOTEBOOKS, TEMPLATE, series
 from rlgenkit.workbook import exercises
-from rlgenkit.workbook.diagnosis import Answer, difference
+from rlgenkit.workbook.diagnosis import Answer, difference, same
 
 CHECKS = '''
 import torch
@@ -366,3 +366,34 @@ def test_every_student_copy_is_a_notebook_without_solutions(path):
 def test_checks_belong_to_notebooks():
     slugs = {path.stem.split("_", 1)[1] for path in [*series(), TEMPLATE]}
     assert {path.stem for path in (NOTEBOOKS / "checks").glob("*.py")} <= slugs
+
+
+# --- answers over seeds
+
+CHECKED = [path for path in [*series(), TEMPLATE] if exercises.checks_file(path.stem).is_file()]
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: path.stem)
+def test_exercises_and_answers_hold_over_seeds(path):
+    """Each known mistake is told from the right answer whatever is drawn, not only at the draws that
+    the reader meets; a question's answer is right at ten seeds where it says how to see."""
+    checks = exercises.load_checks(path.stem)
+
+    def answers(exercise, function, first):
+        seeds = range(first, first + exercise.trials)
+        draws = [(k, torch.Generator().manual_seed(k)) for k in seeds]
+        return [exercises._answer(function, exercise.inputs(draw), k) for k, draw in draws]
+
+    for number, exercise in checks["EXERCISES"].items():
+        for first in range(100, 200, 20):
+            right = answers(exercise, exercise.reference, first)
+            for hint, function in exercise.wrong.items():
+                wrong = answers(exercise, function, first)
+                assert not same(wrong, right, exercise.tolerance), (number, hint, first)
+    for number, quiz in checks["QUIZZES"].items():
+        assert quiz.holds is None or all(quiz.holds(seed) for seed in range(10)), number
+
+
+def test_an_answer_that_depends_on_the_seed_is_found():
+    quiz = wb.Quiz("Up?", ["yes", "no"], 0, "It climbs.", holds=lambda seed: seed != 7)
+    assert not all(quiz.holds(seed) for seed in range(10))

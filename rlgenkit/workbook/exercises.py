@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,10 @@ MAX_DIFFICULTY = 5
 Function = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Result of a check; a stub is "not yet", which is no failure."""
+class Outcome(NamedTuple):
+    """Result of a check: "pass", "wrong", or "not yet" for a stub, which is no failure."""
 
-    status: Literal["pass", "wrong", "not yet"]
+    status: str
     message: str
 
 
@@ -61,10 +60,6 @@ class Exercise:
         for hint, function in self.wrong.items():
             if same(self._answers(function), right, self.tolerance):
                 raise ValueError(f"the inputs do not tell the mistake {hint!r} from the reference")
-
-    def __call__(self, student: Function) -> None:
-        """Print whether the student's function passes, or a hint."""
-        print(self.outcome(student).message)
 
     def outcome(self, student: Function) -> Outcome:
         """Compare on `trials` random inputs; never raises for what the student's code does."""
@@ -123,11 +118,10 @@ def check(number: str, student: Function, exercise: Exercise | None = None) -> N
         outcome = exercise.outcome(student)
     else:  # a notebook that holds its reference itself shows it as the solution, too
         outcome = exercise.outcome(lambda *arguments: student(*arguments))
-    minutes, level = exercise.minutes, exercise.difficulty
-    about = [f"{minutes} minutes"] * bool(minutes)
-    about += [f"difficulty {level} of {MAX_DIFFICULTY}"] * bool(level)
-    effort = f" ({', '.join(about)})" if about else ""
-    print(f"Exercise {number}{effort}: {outcome.message}")
+    about = f"{exercise.minutes} minutes" if exercise.minutes else ""
+    if exercise.difficulty:
+        about += f", difficulty {exercise.difficulty} of {MAX_DIFFICULTY}"
+    print(f"Exercise {number}{about and f' ({about})'}: {outcome.message}")
     if outcome.status != "pass" and exercise.hints and kernel() is not None:
         hints = (_folded(f"Hint {k}", hint) for k, hint in enumerate(exercise.hints, 1))
         markdown("\n\n".join(hints), html=True)
@@ -230,13 +224,14 @@ def _entry(kind: str, number: str, namespace: Mapping[str, Any]) -> Any:
 
 def _answer(function: Function, arguments: Sequence[Any], seed: int) -> Answer:
     """Flat outputs, and gradients of a fixed random mix of them, zeros where none flows."""
-    arguments = [
-        a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a
-        for a in arguments
-    ]
-    result = function(*arguments)
+    leaves, fresh = [], []
+    for a in arguments:
+        if isinstance(a, Tensor):
+            wanted, a = a.requires_grad, a.detach().clone()
+            leaves += [a.requires_grad_()] if wanted else []
+        fresh.append(a)
+    result = function(*fresh)
     outputs = list(result) if isinstance(result, (tuple, list)) else [result]
-    leaves = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
     live = [o for o in outputs if isinstance(o, Tensor) and o.requires_grad]
     gradients = [torch.zeros_like(leaf) for leaf in leaves]
     if leaves and live:

@@ -6,7 +6,6 @@ anything by color alone: lines differ in dash, points in marker, bars in hatchin
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -268,6 +267,9 @@ def _lines(ax: Axes, series: Mapping[str, Array], x: Array | None, over: str = "
         place = np.arange(y.shape[1]) if x is None else _array(x)
         used = np.isfinite(y).all(axis=0)  # metrics that are logged every few steps have gaps
         y, place, most = y[:, used], place[used], max(most, len(y))
+        if not used.any():
+            words.append(f"{name} has no {over} of one length")
+            continue
         ax.plot(place, y.mean(axis=0), color=color, ls=LINES[k % 7], label=name)
         if len(y) >= ENOUGH:
             _, low, high = interval(y)
@@ -304,15 +306,10 @@ def _legend(figure: Figure, ax: Axes) -> None:
 def _legend_below(figure: Figure, ax: Axes) -> None:
     """The labels of ax under the figure, in as few rows as its width allows."""
     handles, labels = ax.get_legend_handles_labels()
-    inches = [0.6 + 0.07 * len(name) for name in labels]
-    for rows in range(1, len(labels) + 1):  # a legend fills its columns one by one
-        if (
-            sum(max(inches[k : k + rows]) for k in range(0, len(labels), rows))
-            < figure.get_figwidth()
-        ):
-            break
-    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
-    figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
+    inches = 0.6 + 0.07 * max(map(len, labels))
+    columns = min(len(labels), max(int(figure.get_figwidth() / inches), 1))
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _cell(value: float, signed: bool) -> str:

@@ -59,6 +59,7 @@ def _plain(name: str, value: Any) -> None:
 
 
 def in_range(name: str, value: Any, allowed: tuple | list | str | None) -> None:
+    """Refuse a value, or one in a list, that its range does not allow."""
     if allowed is None or value is None or isinstance(allowed, str):  # words are not checked
         return
     if isinstance(value, list):
@@ -78,17 +79,18 @@ def in_range(name: str, value: Any, allowed: tuple | list | str | None) -> None:
 
 
 def device_of(name: str) -> str:
+    """The device; "auto" is cuda where there is one."""
     import torch
 
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    count["mps"] = int(torch.backends.mps.is_available())
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, index = name.partition(":")
-    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind)
-    count = int(torch.backends.mps.is_available()) if kind == "mps" else count
-    if count is None:
-        near = nearest(name, ["auto", "cpu", "cuda", "mps"])
+        return "cuda" if count["cuda"] else "cpu"
+    parts = re.fullmatch("([a-z]+)(?::([0-9]+))?", name)
+    if not parts or parts[1] not in count:
+        near = nearest(name, ["auto", *count])
         raise ParameterError(f"unknown device `{name}`{near}; choose auto, cpu, cuda or mps")
-    if colon and not re.fullmatch("[0-9]+", index) or int(index or 0) >= count:
+    if int(parts[2] or 0) >= count[parts[1]]:
         raise ParameterError(f"device `{name}` is not there; use device='auto' or device='cpu'")
     return name
 
@@ -100,10 +102,12 @@ def is_span(allowed: Any) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
+    """Words " (did you mean `x`?)" where a known name is close."""
     match = difflib.get_close_matches(name, list(known), 1, 0.5)
     return f" (did you mean `{match[0]}`?)" if match else ""
 
 
 def words_of(names: Iterable[Any]) -> str:
+    """As in "a, b or c"."""
     words = [str(name) for name in names]
     return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -194,9 +193,9 @@ class Panel:
             elif name == "undo":
                 labels.answers.pop()
             if name:
-                _keep(*self.now())
+                _kept(*self.now(), write=True)
             more = True
-            while more and _restored(*self.now()).complete:
+            while more and _kept(*self.now()).complete:
                 self.refresh("working with your labels ...")
                 more = self.then()
             self.refresh()
@@ -225,27 +224,20 @@ class Panel:
         self.twin.update({"text/plain": self.line.value}, raw=True)
 
 
-def _file(left: Tensor, right: Tensor) -> Path | None:
-    """Where answers to these pairs are kept, named after the pictures; None outside a run."""
+def _kept(labels: Labels, left: Tensor, right: Tensor, write: bool = False) -> Labels:
+    """The labels, with the answers of an earlier session where there are none yet: a file in the
+    run's folder, named after the pictures, holds them.  write: keep those of now."""
     run = getattr(kernel(), "user_ns", {}).get("_rlgenkit_run")
     if run is None:
-        return None
+        return labels
     seen = torch.cat([left, right]).detach().cpu().float().numpy().tobytes()
-    return run.folder / "labels" / f"{hashlib.sha256(seen).hexdigest()[:16]}.json"
-
-
-def _restored(labels: Labels, left: Tensor, right: Tensor) -> Labels:
-    """The labels, with the answers of an earlier session where there are none yet."""
-    path = _file(left, right)
-    if path and path.is_file() and not labels.answers:
-        labels.answers[:] = json.loads(path.read_text(encoding="utf-8"))[: len(left)]
-    return labels
-
-
-def _keep(labels: Labels, left: Tensor, right: Tensor) -> None:
-    if path := _file(left, right):
+    path = run.folder / "labels" / f"{hashlib.sha256(seen).hexdigest()[:16]}.json"
+    if write:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(labels.answers), encoding="utf-8")
+    elif path.is_file() and not labels.answers:
+        labels.answers[:] = json.loads(path.read_text(encoding="utf-8"))[: len(left)]
+    return labels
 
 
 def _small_png(image: Tensor) -> bytes:
