@@ -3,15 +3,11 @@
 import pytest
 import torch
 
-from rlgenkit.optimizers import (
-    discounted_visits,
-    implicit_hypergradient,
-    potential_shaping,
-    reinforce_gradients,
-    sample_walks,
-    softmax_gradient,
-)
+from rlgenkit.optimizers import potential_shaping
 from rlgenkit.worlds import gridworld as grid
+from tests.notebook_code import definitions
+
+book = definitions("50")
 
 GAMMA = 0.9
 BOARD = grid.make_board(torch.tensor([[0, 0, 3], [0, 2, 0], [0, 0, 1]]))
@@ -35,14 +31,14 @@ def test_visits_are_the_discounted_sum_over_time():
     for t in range(400):
         total += GAMMA**t * where
         where = torch.einsum("bs,bst->bt", where, flow)
-    found = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
+    found = book.discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
     torch.testing.assert_close(found, total)
     torch.testing.assert_close(found.sum(-1), torch.full((2,), 1 / (1 - GAMMA)).double())
 
 
 def test_visits_weigh_rewards_to_the_return():
     policy, rewards = draw(S, 4).softmax(-1), draw(S, 4, seed=2)
-    visits = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
+    visits = book.discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
     by_visits = (visits[:, None] * policy * rewards).sum()
     values = grid.policy_values(BOARD, policy, rewards, GAMMA)
     torch.testing.assert_close(by_visits, (values * starts()).sum())
@@ -57,13 +53,13 @@ def test_gradient_is_the_gradient_of_the_return(entropy):
     values = grid.policy_values(BOARD, policy, soft, GAMMA)
     (wanted,) = torch.autograd.grad((values * starts()).sum(), logits, retain_graph=True)
     q = grid.action_values(BOARD, soft, values, GAMMA)
-    visits = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
-    torch.testing.assert_close(softmax_gradient(logits, q, visits), wanted)
+    visits = book.discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
+    torch.testing.assert_close(book.softmax_gradient(logits, q, visits), wanted)
 
 
 def sampled(policy, rewards, n, horizon=40, seed=3):
     noise = torch.rand(horizon, n, 2, generator=torch.Generator().manual_seed(seed)).double()
-    states, actions = sample_walks(BOARD.transitions, policy, 0, noise)
+    states, actions = book.sample_walks(BOARD.transitions, policy, 0, noise)
     return states, actions, rewards[states[:-1], actions]
 
 
@@ -71,11 +67,11 @@ def test_mean_of_sampled_reinforce_is_the_exact_gradient():
     n, logits, rewards = 20_000, draw(2, S, 4, seed=4), draw(S, 4, seed=5) * LIVE
     policy = logits.softmax(-1)
     states, actions, r = sampled(policy, rewards, n)
-    found = reinforce_gradients(policy, states, actions, r, GAMMA)
+    found = book.reinforce_gradients(policy, states, actions, r, GAMMA)
     values = grid.policy_values(BOARD, policy, rewards.expand(2, -1, -1), GAMMA)
     q = grid.action_values(BOARD, rewards, values, GAMMA)
-    visits = discounted_visits(BOARD.transitions, policy, torch.eye(S).double()[0], GAMMA)
-    exact = softmax_gradient(logits, q, visits)
+    visits = book.discounted_visits(BOARD.transitions, policy, torch.eye(S).double()[0], GAMMA)
+    exact = book.softmax_gradient(logits, q, visits)
     error = (found.mean(1) - exact).abs()
     assert (error <= 5 * found.std(1) / n**0.5 + 0.02 * exact.abs().max()).all()
     assert exact.abs().max() > 0.1
@@ -85,7 +81,7 @@ def test_reinforce_of_one_walk_by_plain_loops():
     logits = draw(1, S, 4, seed=4).requires_grad_()
     policy = logits.softmax(-1)
     states, actions, r = sampled(policy.detach(), draw(S, 4, seed=5), 3, horizon=6)
-    found = reinforce_gradients(policy.detach(), states, actions, r, GAMMA)
+    found = book.reinforce_gradients(policy.detach(), states, actions, r, GAMMA)
     for k in range(3):
         total = 0.0
         for t in range(6):
@@ -104,7 +100,7 @@ def test_walks_follow_policy_and_transitions():
     assert (BOARD.transitions[states[:-1], actions].gather(-1, states[1:, ..., None]) == 1).all()
     random = torch.full((1, 1, 2), 0.5).double().expand(2, 1, 2)  # a world with random moves
     noise = torch.rand(1, 20_000, 2, generator=torch.Generator().manual_seed(1)).double()
-    moved, _ = sample_walks(random.contiguous(), torch.ones(1, 2, 1).double(), 0, noise)
+    moved, _ = book.sample_walks(random.contiguous(), torch.ones(1, 2, 1).double(), 0, noise)
     assert abs(moved[1].double().mean().item() - 0.5) < 0.015
 
 
@@ -120,21 +116,21 @@ def linear_inner_loop():
 def test_implicit_hypergradient_of_a_linear_inner_loop():
     m, c, s, theta, phi, update = linear_inner_loop()
     wanted = torch.einsum("bji,bj->bi", c, torch.linalg.solve(m.mT, s))
-    (found,) = implicit_hypergradient([update], [theta], [s], [phi], 400)
+    (found,) = book.implicit_hypergradient([update], [theta], [s], [phi], 400)
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
-    (loose,) = implicit_hypergradient([update], [theta], [s], [phi], 400, safety=4.0)
+    (loose,) = book.implicit_hypergradient([update], [theta], [s], [phi], 400, safety=4.0)
     assert (loose - wanted).norm() > 1e3  # beyond 2 / |H| the series grows
 
 
 def test_one_term_is_one_plain_step_and_problems_do_not_mix():
     m, c, s, theta, phi, update = linear_inner_loop()
-    (one,) = implicit_hypergradient([update], [theta], [s], [phi], 1)
+    (one,) = book.implicit_hypergradient([update], [theta], [s], [phi], 1)
     plain = torch.einsum("bji,bj->bi", c, s)
     torch.testing.assert_close(
         one / one.norm(dim=1, keepdim=True), plain / plain.norm(dim=1, keepdim=True)
     )
     s = torch.stack([s[0], 0 * s[1]])
-    (found,) = implicit_hypergradient([update], [theta], [s], [phi], 50)
+    (found,) = book.implicit_hypergradient([update], [theta], [s], [phi], 50)
     assert found[0].abs().max() > 0.1 and found[1].abs().max() == 0
 
 
@@ -142,7 +138,7 @@ def test_implicit_hypergradient_over_several_tensors():
     m, c, s, theta, phi, _ = linear_inner_loop()
     a, b = theta.detach()[:, :2].requires_grad_(), theta.detach()[:, 2:].requires_grad_()
     whole = torch.einsum("bij,bj->bi", c, phi) - torch.einsum("bij,bj->bi", m, torch.cat([a, b], 1))
-    (found,) = implicit_hypergradient(whole.split(2, 1), [a, b], s.split(2, 1), [phi], 400)
+    (found,) = book.implicit_hypergradient(whole.split(2, 1), [a, b], s.split(2, 1), [phi], 400)
     wanted = torch.einsum("bji,bj->bi", c, torch.linalg.solve(m.mT, s))
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-8)
 
@@ -150,23 +146,18 @@ def test_implicit_hypergradient_over_several_tensors():
 def test_without_ratios_the_fixed_point_is_behavior_times_value():
     behavior, q, visits = draw(S, 4).softmax(-1), draw(S, 4, seed=2).exp(), draw(S, seed=3).exp()
     fixed = (behavior * q).log()
-    assert softmax_gradient(fixed, q, visits, behavior).abs().max() < 1e-12
-    assert softmax_gradient(fixed, q, visits).abs().max() > 1e-3
+    assert book.softmax_gradient(fixed, q, visits, behavior).abs().max() < 1e-12
+    assert book.softmax_gradient(fixed, q, visits).abs().max() > 1e-3
     own = draw(S, 4, seed=6)  # the behavior of the policy itself is the on-policy case
     torch.testing.assert_close(
-        softmax_gradient(own, q, visits, own.softmax(-1)), softmax_gradient(own, q, visits)
+        book.softmax_gradient(own, q, visits, own.softmax(-1)),
+        book.softmax_gradient(own, q, visits),
     )
 
 
 def test_logits_of_a_state_never_drift_together():
-    found = softmax_gradient(draw(2, S, 4), draw(2, S, 4, seed=2), draw(2, S, seed=3).exp())
+    found = book.softmax_gradient(draw(2, S, 4), draw(2, S, 4, seed=2), draw(2, S, seed=3).exp())
     assert found.sum(-1).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("discount", [1.0, -0.1, 1.5])
-def test_a_discount_outside_its_range_is_refused(discount):
-    with pytest.raises(ValueError, match="discount must be in"):
-        discounted_visits(BOARD.transitions, draw(S, 4).softmax(-1), starts(), discount)
 
 
 def shaped(potential, live=LIVE[:, 0]):
@@ -177,13 +168,13 @@ def shaped(potential, live=LIVE[:, 0]):
 def test_shaping_moves_values_by_the_potential_and_no_gradient():
     logits, rewards, potential = draw(S, 4), draw(S, 4, seed=2) * LIVE, 3 * draw(S, seed=7)
     policy = logits.softmax(-1)
-    visits = discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
+    visits = book.discounted_visits(BOARD.transitions, policy, starts(), GAMMA)
     values = [
         grid.policy_values(BOARD, policy, r, GAMMA) for r in (rewards, rewards + shaped(potential))
     ]
     torch.testing.assert_close(values[1], values[0] - potential * LIVE[:, 0])
     grads = [
-        softmax_gradient(logits, grid.action_values(BOARD, r, v, GAMMA), visits)
+        book.softmax_gradient(logits, grid.action_values(BOARD, r, v, GAMMA), visits)
         for r, v in zip((rewards, rewards + shaped(potential)), values)
     ]
     assert (grads[0] - grads[1]).abs().max() < 1e-12

@@ -10,10 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
             "standardize_then_sum"
         ),
         "ema": "Ema",
-        "games": (
-            "antisymmetric both_orders exploitability group_win_rates "
-            "minimax_winner solve_game win_rates"
-        ),
+        "games": "group_win_rates win_rates",
         "losses": (
             "Clip anchor_terms anchor_weights clipped_ratio kl_k3 "
             "ppo_clip_loss ppo_clip_terms ratio_stats reinforce reinforce_loss reinforce_terms "
@@ -24,10 +21,7 @@ __getattr__, __dir__, __all__ = lazy(
         "selection": (
             "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
         ),
-        "tabular": (
-            "discounted_visits implicit_hypergradient potential_shaping reinforce_gradients "
-            "sample_walks softmax_gradient"
-        ),
+        "tabular": "potential_shaping",
         "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
         "updates": "Replay make_optimizer policy_gradient_update policy_update",
     },

@@ -10,10 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
             "bootstrap_over_items leave_one_out_ceiling pairwise_accuracy pearson spearman"
         ),
         "batch": "Batch Reward Scores parsed scored texts where_defined",
-        "calibration": (
-            "CalibrationTable binomial_loss calibration_table "
-            "fit_feedback undo_negative_sampling vote_auroc"
-        ),
+        "calibration": "vote_auroc",
         "combine": ("effective_weights minimum product standardize standardized_sum weighted_sum"),
         "composition": (
             "all_right_score binding_score composition_score count_score from_reader "
@@ -24,11 +21,7 @@ __getattr__, __dir__, __all__ = lazy(
             "Checklist Choice Reading Scale checklist_scores choice_indices mean_scores "
             "pairwise_scores parse_judgment scalar_scores"
         ),
-        "opinions": "error_reward opinion_moments rank_reward step_reward",
-        "pairwise": (
-            "LinearFit atoms_log_win bradley_terry_loss fit_bradley_terry fit_by_evidence "
-            "fit_linear_pairs normal_log_win pairwise_ce verdicts"
-        ),
+        "pairwise": "bradley_terry_loss fit_bradley_terry fit_linear_pairs pairwise_ce verdicts",
         "picks": (
             "best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares press"
         ),
@@ -43,9 +36,7 @@ __getattr__, __dir__, __all__ = lazy(
         "sentences": (" SentenceEncoder embed_sentences load_sentence_encoder principal_axes"),
         "similarity": "DualEncoder embed_images embed_texts load_dual_encoder similarity_reward",
         "spread": "diversity mean_pairwise_distance",
-        "voters": (
-            "Strength Treatment Voters fold_rows new_voters swapped train_voters treat vote"
-        ),
+        "voters": "Voters new_voters train_voters",
         "words": "ocr_reward rapid_ocr word_score word_similarity",
     },
 )

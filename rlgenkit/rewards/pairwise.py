@@ -6,10 +6,6 @@ wrong.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,37 +50,6 @@ def bradley_terry_loss(first: Tensor, second: Tensor, votes: Tensor) -> Tensor:
             f"{list(second.shape)} and {list(votes.shape)}."
         )
     return pairwise_ce(first - second, votes).mean()
-
-
-def normal_log_win(first: Tensor, second: Tensor) -> Tensor:
-    """Log-chance [...] that a draw of the first reward exceeds a draw of the second.
-
-    first, second [...,2]: mean and log-variance of a normal reward, whose spread stands for people
-    who disagree. Minus its mean over chosen and rejected is the mean-variance loss of
-    distributional preference learning. Source: Siththaranjan et al. 2024 (2312.08358).
-    """
-    _same(first, second, "[...,2]", first.shape[-1:] == (2,))
-    gap, variance = first[..., 0] - second[..., 0], torch.logaddexp(first[..., 1], second[..., 1])
-    return torch.special.log_ndtr(gap * torch.exp(-variance / 2))
-
-
-def atoms_log_win(first: Tensor, second: Tensor) -> Tensor:
-    """Log-chance [...] that a draw of the first reward exceeds a draw of the second.
-
-    first, second [...,K]: logits over K ordered reward values; equal values count one half. The
-    categorical loss of distributional preference learning, as `normal_log_win`.
-    """
-    _same(first, second, "[...,K] with K >= 2", first.ndim > 0 and first.shape[-1] > 1)
-    below = second.softmax(-1)
-    below = below.cumsum(-1) - below / 2
-    return (first.softmax(-1) * below).sum(-1).clamp_min(1e-12).log()
-
-
-def _same(first: Tensor, second: Tensor, shape: str, fits: bool) -> None:
-    if first.shape != second.shape or not fits:
-        raise ValueError(
-            f"both rewards must be {shape}, got {list(first.shape)} and {list(second.shape)}."
-        )
 
 
 def fit_linear_pairs(
@@ -155,51 +120,6 @@ def fit_bradley_terry(
     if float(slope.norm()) > 1e-6:
         raise ValueError("the Bradley-Terry fit did not settle; standardize the features.")
     return w
-
-
-@dataclass(frozen=True)
-class LinearFit:
-    """Linear rewards: weights [...,D], their standard errors std [...,D] (Laplace), and the
-    precision [...] of the prior that was chosen."""
-
-    weights: Tensor
-    std: Tensor
-    precision: Tensor
-
-    def scores(self, features: Tensor) -> Tensor:
-        """Scores [...,N] of features [...,N,D]."""
-        return (features.double() @ self.weights[..., None])[..., 0]
-
-
-def fit_by_evidence(
-    differences: Tensor, targets: Tensor, precisions: Sequence[float] = (1, 3, 10, 30, 100, 300)
-) -> LinearFit:
-    """The linear reward under the prior that explains the labels best; many fits in one call.
-
-    As `fit_linear_pairs` for each precision; the one of largest Laplace evidence is kept, so that
-    no label is spent on choosing it: -loss + D/2 log(precision) - 1/2 log|H|.
-    Source: MacKay 1992, The evidence framework applied to classification networks, eq. 6.
-    """
-    x, y = differences.double(), targets.double()
-    eye = torch.eye(x.shape[-1], dtype=x.dtype)
-    rows = []
-    for precision in precisions:
-        w = fit_linear_pairs(x, y, precision, steps=8)
-        logits = (x @ w[..., None])[..., 0]
-        spread = torch.sigmoid(logits) * torch.sigmoid(-logits)
-        curve = x.mT @ (spread[..., None] * x) + precision * eye
-        loss = pairwise_ce(logits, y).sum(-1) + precision / 2 * w.square().sum(-1)
-        prior = x.shape[-1] / 2 * math.log(precision)
-        std = torch.linalg.inv(curve).diagonal(dim1=-2, dim2=-1).sqrt()
-        rows.append((prior - loss - torch.linalg.slogdet(curve).logabsdet / 2, w, std))
-    evidence, weights, stds = (torch.stack(column) for column in zip(*rows))
-    best = evidence.argmax(0)
-    pick = best[None, ..., None].expand(1, *weights.shape[1:])
-    return LinearFit(
-        weights.gather(0, pick)[0],
-        stds.gather(0, pick)[0],
-        torch.tensor(precisions, dtype=x.dtype)[best],
-    )
 
 
 def verdicts(delta: Tensor, targets: Tensor, tie: float = 1e-9) -> Tensor:

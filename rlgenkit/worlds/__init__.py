@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy(
             "crowd cyclic_probability prefer preference_probability rate taste utilities"
         ),
         "arithmetic": "",
-        "ava": "PhotoVotes load_ava vote_duels vote_moments",
+        "ava": "PhotoVotes load_ava",
         "gsm8k": "SOLVERS Solutions load_gsm8k",
         "human": "CaptionVotes HumanRatings load_captions load_geneval load_vader",
         "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
