@@ -97,7 +97,7 @@ def test_the_bootstrap_of_a_mean_has_the_normal_width_and_respects_clusters():
         (lambda: R.leave_one_out_ceiling(draw(5, 1)), "raters >= 2"),
         (lambda: R.leave_one_out_ceiling(torch.full((4, 2), math.nan)), "fewer than two"),
         (lambda: R.bootstrap_over_items(float, 0, torch.Generator()), "at least one"),
-        (lambda: R.bootstrap_over_items(float, 3, torch.Generator(), level=1.0), "level"),
+        (lambda: R.bootstrap_over_items(float, 3, torch.Generator(), 0), "one draw"),
     ],
 )
 def test_undefined_agreement_is_refused_in_one_sentence(call, what):
