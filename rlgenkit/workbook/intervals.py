@@ -75,17 +75,14 @@ def binomial_interval(values: Sequence[float] | np.ndarray) -> Interval:
 def cluster_interval(values: Sequence[float] | np.ndarray, clusters: Any) -> Interval:
     """Interval of the mean over items whose clusters (prompt, rater) are the independent units.
 
-    values, clusters: [N].  The same as `clustered_interval` of the mean, faster.
+    values, clusters: [N].
     """
-    x, (own, n) = _finite(values), _numbered(clusters)
-    if x.shape != own.shape:
-        raise ValueError(f"each value needs its cluster, got {len(x)} values, {len(own)} clusters")
-    sums, counts, mean = np.bincount(own, x), np.bincount(own), float(x.mean())
-    if n >= FEW_CLUSTERS:
-        picks = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-        return _percentiles(mean, sums[picks].sum(1) / counts[picks].sum(1), n)
-    left = (x.sum() - sums) / (len(x) - counts) if n > 1 else ()
-    return _jackknife(mean, left, n)
+    import torch
+
+    x = torch.as_tensor(_finite(values))
+    if x.shape != np.shape(clusters):
+        raise ValueError(f"each value needs its cluster, got {len(x)} and {len(clusters)}")
+    return clustered_interval(lambda rows: x[rows].mean().item(), clusters)
 
 
 def clustered_interval(
@@ -101,29 +98,23 @@ def clustered_interval(
     import torch
 
     rows = np.arange(len(clusters)) if rows is None else np.asarray(rows)
-    own, n = _numbered(np.asarray(clusters)[rows])
-    items = [torch.as_tensor(rows[own == k]) for k in range(n)]
+    names, own = np.unique(np.asarray(clusters)[rows], return_inverse=True)
+    n, items = len(names), [torch.as_tensor(rows[own == k]) for k in range(len(names))]
     value = float(statistic(torch.as_tensor(rows)))
-    if n < FEW_CLUSTERS:
-        kept = [[i for i in range(n) if i != k] for k in range(n)] if n > 1 else ()
-        left = [float(statistic(torch.cat([items[i] for i in k]))) for k in kept]
-        return _jackknife(value, left, n)
-    picks = np.random.default_rng(0).integers(n, size=(DRAWS, n))
-    drawn = [statistic(torch.cat([items[i] for i in pick])) for pick in picks]
-    return _percentiles(value, _finite(drawn), n)
-
-
-def _jackknife(value: float, left: Sequence[float], n: int) -> Interval:
-    """t interval around `value` from the statistic without each of n clusters [n]; one cluster has
-    no spread."""
-    half = 0.0
-    if n > 1:
-        half = float(_student(n - 1) * (n - 1) * _standard_error(_finite(left)))
-    return Interval(value, value - half, value + half, n, "cluster")
-
-
-def _percentiles(value: float, drawn: np.ndarray, n: int) -> Interval:
-    low, high = np.quantile(drawn, (0.025, 0.975))
+    if n == 1:  # no spread
+        return Interval(value, value, value, n, "cluster")
+    few = n < FEW_CLUSTERS
+    picks = (
+        [np.delete(np.arange(n), k) for k in range(n)]
+        if few
+        else np.random.default_rng(0).integers(n, size=(DRAWS, n))
+    )
+    drawn = _finite([statistic(torch.cat([items[i] for i in pick])) for pick in picks])
+    if few:
+        half = _student(n - 1) * (n - 1) * _standard_error(drawn)
+        low, high = value - half, value + half
+    else:
+        low, high = np.quantile(drawn, (0.025, 0.975))
     return Interval(value, float(low), float(high), n, "cluster")
 
 
@@ -132,12 +123,6 @@ def _finite(values: Any) -> np.ndarray:
     if x.ndim == 0 or len(x) == 0 or not np.isfinite(x).all():
         raise ValueError("an interval needs at least one value, all finite")
     return x
-
-
-def _numbered(clusters: Any) -> tuple[np.ndarray, int]:
-    """(number of its cluster for each item [N], number of clusters)."""
-    names, own = np.unique(np.asarray(clusters), return_inverse=True)
-    return own, len(names)
 
 
 def _standard_error(x: np.ndarray) -> np.ndarray:
