@@ -20,16 +20,16 @@ from data.models.vision_language import train as training
 from rlgenkit.workbook.parameters import declared
 from rlgenkit.worlds import gridworld as grid
 from tests import tiny_pipelines
-from tests.tiny_pipelines import save_language_model, save_pipeline
+from tests.tiny_pipelines import save_language_model, save_published
 
 RECORD = ROOT / "ci" / "full_profile.json"
 
 
-def pipeline(name: str):
-    """Maker of a parameter `model`: a folder with a tiny pipeline of this class."""
+def published(name: str):
+    """Maker of a parameter `model`: a tiny pipeline with the index and scheduler of this model."""
 
     def make(folder):
-        save_pipeline(name, folder / "model")
+        save_published(name, folder / "model")
         return {"model": str(folder / "model")}
 
     return make
@@ -37,8 +37,8 @@ def pipeline(name: str):
 
 def consistency_and_rival(folder):
     """A tiny latent consistency model, a tiny diffusion model and the small dual encoder."""
-    save_pipeline("LatentConsistencyModelPipeline", folder / "model")
-    save_pipeline("StableDiffusionPipeline", folder / "rival")
+    save_published("lcm-dreamshaper-v7", folder / "model")
+    save_published("stable-diffusion-v1-5", folder / "rival")
     clip = str(ROOT / "data" / "models" / "clip")
     return {
         "model": str(folder / "model"),
@@ -110,22 +110,22 @@ def writer(folder):
 
 def painter_and_writer(folder):
     """A tiny flow pipeline for `model` and a tiny language model for `text_model`."""
-    save_pipeline("StableDiffusion3Pipeline", folder / "model")
+    save_published("stable-diffusion-3.5-medium", folder / "model")
     save_language_model("llama", folder / "writer")
     return {"model": str(folder / "model"), "text_model": str(folder / "writer")}
 
 
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
-    "01_ddpo": (pipeline("StableDiffusionPipeline"), {
+    "01_ddpo": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
         "steps": 3, "trained_steps": 2, "round": 1, "looks": 8}, None),
-    "02_flow_grpo": (pipeline("StableDiffusion3Pipeline"), {
+    "02_flow_grpo": (published("stable-diffusion-3.5-medium"), {
         "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),
     "10_regret_preferences": (people, {
         "labels": 64, "boards": 2, "steps": 20, "pairs": 100}, None),
-    "11_spo": (pipeline("StableDiffusion3Pipeline"), {
+    "11_spo": (published("stable-diffusion-3.5-medium"), {
         "updates": 20, "control": 3, "pool": 2, "image_updates": 1, "group": 4,
         "sde": 2}, None),
     "12_secrets_rm": (own_pairs, {
@@ -144,7 +144,7 @@ CASES = {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
     "27_critique_rl": (lambda folder: {}, {
         "stage": 2, "prompts": 8, "test": 60, "pool": 100, "fit": 5}, None),
-    "32_d3po": (pipeline("StableDiffusionPipeline"), {
+    "32_d3po": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "rounds": 2, "images": 8, "steps": 3,
         "trained": 2, "updates": 1, "looks": 8, "flaw_rounds": 1, "flaw_prompts": 2, "chain": 6,
         "people": 1}, None),
@@ -155,7 +155,7 @@ CASES = {
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
         "horizons": [2], "chunk": 4, "rank": 4}, None),
-    "36_parrot": (pipeline("StableDiffusionPipeline"), {
+    "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 1, "images": 6,
         "prompts": 1, "small_steps": 5, "denoising_steps": 2, "trained_steps": 1, "rank": 2,
         "looks": 4, "draws": 5}, None),

@@ -221,7 +221,7 @@ def test_gradients_pass_through_the_shared_request(model, processor):
     assert any("vision_tower" in n for n in found[0])
     for name, grad in found[0].items():
         torch.testing.assert_close(
-            grad, found[1][name], rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 1e-7
+            grad, found[1][name], rtol=1e-3, atol=1e-3 * grad.abs().max().item() + 1e-6
         )
 
 

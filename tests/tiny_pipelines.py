@@ -1,5 +1,9 @@
 """Tiny random pipelines of every supported class, and tiny language models, saved as ordinary folders."""
 
+import json
+import shutil
+from pathlib import Path
+
 import torch
 
 from data.models.recipes import write_components
@@ -13,6 +17,7 @@ CLASSES = (
     "PixArtAlphaPipeline",
     "LatentConsistencyModelPipeline",
 )
+PUBLISHED = Path(__file__).parent / "published"
 LENGTH, WIDTH = 16, 16  # tokens per prompt, width of every text encoder
 
 
@@ -45,6 +50,16 @@ def word_tokenizer():
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", model_max_length=LENGTH
+    )
+
+
+def t5_tokenizer():
+    """As the tokenizers of published pipelines: pieces with scores, and an end behind every text."""
+    from transformers import T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in WORDS)]
+    return T5Tokenizer(
+        vocab=[(piece, -1.0) for piece in pieces], extra_ids=0, model_max_length=LENGTH
     )
 
 
@@ -180,7 +195,7 @@ def components(name: str) -> dict:
         parts |= dict(text_encoder=clip_encoder(False), tokenizer=clip_tokenizer())
         return parts | dict(text_encoder_2=t5_encoder(), tokenizer_2=word_tokenizer())
     t5 = dict(text_encoder=t5_encoder(), tokenizer=word_tokenizer())
-    if name == "PixArtAlphaPipeline":
+    if name.startswith("PixArt"):
         parts = dict(transformer=pixart_transformer(), vae=vae_kl())
         return parts | dict(scheduler=diffusion_scheduler()) | t5
     if name == "embedded flow":
@@ -206,6 +221,22 @@ def save_pipeline(name: str, folder) -> None:
     write_components(pipeline_class(name), parts, folder, torch.float32)
 
 
+def save_published(name: str, folder) -> None:
+    """A random pipeline with the index and the scheduler that tests/published/<name> holds."""
+    index = json.loads((PUBLISHED / name / "model_index.json").read_text())
+    save_pipeline(index["_class_name"], folder)
+    shutil.copy(PUBLISHED / name / "model_index.json", folder)
+    shutil.copy(PUBLISHED / name / "scheduler_config.json", folder / "scheduler")
+    for part, entry in index.items():
+        if isinstance(entry, list) and entry[1].startswith("T5Tokenizer"):
+            shutil.rmtree(folder / part)
+            t5_tokenizer().save_pretrained(folder / part)
+        if entry == ["diffusers", "Transformer2DModel"]:  # PixArt's, by the name of its time
+            path = folder / part / "config.json"
+            config = json.loads(path.read_text()) | {"_class_name": entry[1]}
+            path.write_text(json.dumps(config))
+
+
 def letter_tokenizer(pad: bool = True):
     """Word-level tokenizer whose words are single characters, so that no two texts look alike."""
     from string import printable
@@ -227,7 +258,7 @@ def save_language_model(kind: str, folder, width: int = WIDTH) -> None:
 
     Like Llama's own, the tokenizer of decoders has no padding token.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     tokenizer = letter_tokenizer(pad=kind == "mpnet")
     settings = dict(num_key_value_heads=1, head_dim=width // 2) if kind != "mpnet" else {}
@@ -237,7 +268,7 @@ def save_language_model(kind: str, folder, width: int = WIDTH) -> None:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(len(kind))
-        model = AutoModel.from_config(config)
+        model = (AutoModel if kind == "mpnet" else AutoModelForCausalLM).from_config(config)
     for p in model.parameters():  # the start is so narrow that all texts would look alike
         p.data *= 10
     model.save_pretrained(folder)

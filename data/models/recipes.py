@@ -25,6 +25,7 @@ OPTIONAL = {  # what diffusers lists in the index for these classes and sampling
     "StableDiffusion3Pipeline": ("feature_extractor", "image_encoder"),
     "FluxPipeline": ("feature_extractor", "image_encoder"),
     "PixArtAlphaPipeline": (),
+    "PixArtSigmaPipeline": (),
 }
 WORK = ROOT / "build" / "models"  # checkpoints and logs of running trainings (not committed)
 

@@ -15,9 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         "latents": "decode encode",
         "policy": "Policy load_policy make_policy",
         "text": "text_states",
-        "tokens": (
-            "TokenBatch generate load_language_model pad_left token_entropies token_logprobs"
-        ),
+        "tokens": "TokenBatch generate load_language_model pad_left token_logprobs",
         "vision_language": (
             "Views answer_distributions answer_logprobs answer_texts answer_views ask "
             "freeze_views given_answers load_vision_language make_views yes_probability"

