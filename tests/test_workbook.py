@@ -376,11 +376,20 @@ def test_alt_text_tells_the_data():
     assert "best +0.50 (b)" in alt and "worst -0.20 (c)" in alt and "2 gained" in alt
     assert "2 of cat; dog" in wb.image_grid(images[:3], ["cat", "cat", "dog"]).alt
     assert "steps, 0 to 9" in wb.strip(images.reshape(2, 2, 3, 8, 8), ["a", "b"], [0, 9]).alt
+    album = wb.strip(images.reshape(2, 2, 3, 8, 8), ["a", "b"], ["cat", "dog"], "Album").alt
+    assert album == "Album: rows a; b; columns cat; dog."
     assert "largest 2 at a, 2" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
     assert "50% positive" in wb.advantage_map([[1.0, 2.0], [-1.0, 0.0]], ["a", "b"]).alt
     points = {"a": ([0, 1], [1, 2])}
     assert "a: 2 points, rank correlation undefined" in wb.scatter(points, "x", "y").alt
     assert "step 5 mean 1" in wb.ridge([[0.0, 1.0], [1.0, 1.0]], [0, 5]).alt
+
+
+def test_seeds_that_stop_early_are_drawn_as_far_as_all_go():
+    y = np.array([[1.0, 2.0, 3.0], [1.0, 4.0, np.nan]])
+    assert "a rises from 1 to 3 (single seeds 2 to 4)" in wb.lines({"a": y}, "x", "y").alt
+    alt = wb.lines({"a": [[1.0, 2.0], [np.nan] * 2], "b": [0, 1]}, "x", "y").alt
+    assert "a has no seeds of one length; b rises from 0 to 1" in alt
 
 
 def drawn(picture):

@@ -85,11 +85,17 @@ def image_grid(images: Array, labels: Sequence[str], columns: int = 8) -> Pictur
 
 
 @styled
-def strip(images: Array, prompts: Sequence[str], steps: Sequence[Any]) -> Picture:
-    """Denoising strip: images [P, N, 3, H, W], one row per prompt, one column per step shown."""
+def strip(images: Array, prompts: Sequence[str], steps: Sequence[Any], what: str = "") -> Picture:
+    """Denoising strip: images [P, N, 3, H, W], one row per prompt, one column per step shown.
+
+    what: what the pictures are, for the alt text, where rows and columns are something else.
+    """
     pixels = np.stack([_pixels(row) for row in images])
     p, n = pixels.shape[:2]
     figure = _tiles(pixels.reshape(p * n, *pixels.shape[2:]), n, list(map(str, steps)), prompts)
+    if what:
+        down, across = "; ".join(prompts), "; ".join(map(str, steps))
+        return Picture(figure, f"{what}: rows {down}; columns {across}.")
     moves = np.abs(np.diff(pixels, axis=1)).mean(axis=(0, 2, 3, 4)) if n > 1 else np.zeros(1)
     return Picture(
         figure,

@@ -77,8 +77,8 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 7.2, height: floa
 
 
 def png(figure: Figure) -> bytes:
-    """PNG on a transparent ground, equal bytes for equal figures.  Plots get a palette of 256
-    colors, a third of the size; pictures keep theirs within two levels of 255."""
+    """PNG on a transparent ground, equal bytes for equal figures.  Colors are rounded, which halves
+    the file: of pictures to within 2 levels of 255, of plots to within 4."""
     for ax in figure.axes:
         if ax.has_data() and not ax.images and not ax.get_frame_on():
             ax.set_frame_on(True)  # black lines need their white ground in a dark theme
@@ -87,10 +87,8 @@ def png(figure: Figure) -> bytes:
     with style():
         figure.savefig(raw, format="png", dpi=STYLE["figure.dpi"], metadata={"Software": None})
     image = Image.open(raw).convert("RGBA")
-    if any(ax.images for ax in figure.axes):
-        image = image.point([min((v + 2) // 4 * 4, 255) for v in range(256)] * 4)
-    else:
-        image = image.quantize(256, Image.Quantize.FASTOCTREE)
+    step = 4 if any(ax.images for ax in figure.axes) else 8
+    image = image.point([min((v + step // 2) // step * step, 255) for v in range(256)] * 4)
     image.save(small, format="PNG", optimize=True)
     return small.getvalue()
 
