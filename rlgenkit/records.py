@@ -33,17 +33,8 @@ class Rollout:
     path: Any
 
     def __post_init__(self) -> None:
-        samples = (
-            len(self.prompts),
-            *self.groups.shape,
-            len(self.output),
-            *self.log_probs.shape[:1],
-        )
-        if (
-            self.log_probs.ndim != 2
-            or self.mask.shape != self.log_probs.shape
-            or len({*samples}) > 1
-        ):
+        sizes = {len(x) for x in (self.prompts, self.groups, self.output, self.log_probs)}
+        if self.log_probs.ndim != 2 or self.mask.shape != self.log_probs.shape or len(sizes) > 1:
             raise ValueError(
                 f"log_probs and mask must be [samples, choices] for {len(self.groups)} groups, "
                 f"{len(self.prompts)} prompts and {len(self.output)} outputs, got "
@@ -99,16 +90,12 @@ class Scores:
     valid: Tensor
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 1 or self.values.dtype != torch.float32:
-            raise ValueError(
-                f"score values must be float32 of shape [B], got {self.values.dtype} "
-                f"{list(self.values.shape)}; build them with scored()."
-            )
-        if self.valid.shape != self.values.shape or self.valid.dtype != torch.bool:
-            raise ValueError(
-                f"valid must be bool of shape {list(self.values.shape)}, got "
-                f"{self.valid.dtype} {list(self.valid.shape)}."
-            )
+        for x, kind in ((self.values, torch.float32), (self.valid, torch.bool)):
+            if x.ndim != 1 or x.dtype != kind or x.shape != self.valid.shape:
+                raise ValueError(
+                    "scores are float32 values [B] with valid Bool [B], as scored() builds them; "
+                    f"got {x.dtype} {list(x.shape)}"
+                )
         checked(self.values.detach(), self.valid)
         if (self.values.detach()[~self.valid] != 0).any():
             raise ValueError("invalid samples must carry the value 0; build them with scored().")

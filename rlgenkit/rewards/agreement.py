@@ -60,7 +60,7 @@ def leave_one_out_ceiling(
     """
     if ratings.ndim != 2 or ratings.shape[1] < 2:
         raise ValueError(f"ratings must be [items, raters >= 2], got {list(ratings.shape)}")
-    x, known = ratings.double().nan_to_num(0.0), ~ratings.isnan()
+    x, known = checked(ratings, ~ratings.isnan())
     rest = known.sum(1, keepdim=True) - known.double()
     others = (x.sum(1, keepdim=True) - x) / rest
     made = []

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlgenkit.records import checked
 from rlgenkit.worlds.prompts import DIGITS, Prompt, sample_prompts
 from rlgenkit.worlds.scenes import (
     MAX_STICKERS,
@@ -29,7 +30,7 @@ from rlgenkit.worlds.scenes import (
     with_look,
 )
 
-from .batch import Batch, Reward, Scores
+from .batch import Batch, Reward
 
 EDITS = (
     "blur", "noise", "brightness", "tiling seam", "saturation", "clutter",
@@ -114,35 +115,26 @@ def blind_spots(
 
 
 def _row(reward: Reward, pairs: Pairs) -> dict[str, Any]:
-    change, valid, std = _change(reward, pairs)
-    used = valid & (pairs.truth != 0)
-    preference = torch.where(change.abs() <= TIE * max(std, 1.0), 0.0, change.sign()).long()[used]
-    n = int(used.sum())
+    count = len(pairs.prompts)
+    groups = torch.arange(count).repeat(2)  # the two pictures of a pair are one group
+    images = torch.cat([pairs.original, pairs.edited])
+    with torch.no_grad():
+        values, valid = checked(reward(Batch(images, pairs.prompts * 2, groups)))
+    change, both = values[count:] - values[:count], valid[count:] & valid[:count]
+    kept = values[:count][valid[:count]]
+    std = float(kept.std(correction=0)) if len(kept) else 0.0
+    used, tie = both & (pairs.truth != 0), TIE * max(std, 1.0)
+    preference = torch.where(change.abs() <= tie, 0.0, change.sign()).long()[used]
+    n, tied = len(preference), int((preference == 0).sum())
     correct = int((preference == pairs.truth[used]).sum())
-    tied = int((preference == 0).sum())
-    accuracy = (correct + 0.5 * tied) / n if n else float("nan")
     return {
         "n": n,
-        "invalid": int((~valid).sum()),
+        "invalid": int((~both).sum()),
         "correct": correct,
         "tie": tied,
         "wrong": n - correct - tied,
-        "accuracy": accuracy,
+        "accuracy": (correct + 0.5 * tied) / n if n else float("nan"),
     }
-
-
-def _change(reward: Reward, pairs: Pairs) -> tuple[Tensor, Tensor, float]:
-    """Score of edited minus original [P], both valid Bool[P], std of the original scores."""
-    n = len(pairs.prompts)
-    groups = torch.arange(n).repeat(2)  # the two pictures of a pair are one group
-    images = torch.cat([pairs.original, pairs.edited])
-    with torch.no_grad():
-        scores: Scores = reward(Batch(images, pairs.prompts * 2, groups))
-    before, after = scores.values.double().cpu().split(n)
-    valid_before, valid_after = scores.valid.cpu().split(n)
-    kept = before[valid_before]
-    std = float(kept.std(correction=0)) if len(kept) else 0.0
-    return after - before, valid_before & valid_after, std
 
 
 def _pairs_of(

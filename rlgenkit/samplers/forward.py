@@ -25,11 +25,7 @@ def noised_diffusion(
     0..1.
     """
     signal, spread = _wide(alpha_cumprod.sqrt(), x0), _wide((1 - alpha_cumprod).sqrt(), x0)
-    x_t = signal * x0 + spread * noise
-    if prediction == "epsilon":
-        return x_t, noise
-    if prediction == "v":
-        return x_t, signal * noise - spread * x0
-    if prediction == "sample":
-        return x_t, x0
-    raise ValueError(f"prediction must be epsilon, v or sample, got {prediction!r}")
+    targets = {"epsilon": noise, "v": signal * noise - spread * x0, "sample": x0}
+    if prediction not in targets:
+        raise ValueError(f"prediction must be epsilon, v or sample, got {prediction!r}")
+    return signal * x0 + spread * noise, targets[prediction]

@@ -134,7 +134,7 @@ def sigmas_from_scheduler(
             f"use_dynamic_shifting is {dynamic} here: {'pass' if dynamic else 'no'} mu"
         )
     scheduler.set_timesteps(n_steps, sigmas=sigmas, mu=mu)
-    return scheduler.sigmas.double().cpu()
+    return scheduler.sigmas.cpu().double()
 
 
 def flow_table(
@@ -211,7 +211,7 @@ def _discrete(
     alphas_cumprod: Tensor, timesteps: Tensor | Sequence[int], prediction: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(steps Long[N], abar [N], p [N], q [N]), checked; x0 = p x + q prediction, in float64."""
-    levels, steps = alphas_cumprod.double().cpu(), torch.as_tensor(timesteps).long().cpu()
+    levels, steps = alphas_cumprod.cpu().double(), torch.as_tensor(timesteps).long().cpu()
     if steps.ndim != 1 or len(steps) < 1 or (steps.diff() >= 0).any():
         raise ValueError("timesteps must be a falling list of integers")
     if steps[0] >= len(levels) or steps[-1] < 0:
