@@ -1,6 +1,7 @@
 """What a notebook's cells define, for tests of the functions that live there."""
 
 import ast
+import builtins
 import json
 from contextlib import suppress
 from functools import cache
@@ -10,20 +11,21 @@ from types import SimpleNamespace
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def _stands_alone(node: ast.stmt) -> bool:
-    """Imports, functions, classes, and names of literals: what runs without the cells before."""
+def _stands_alone(node: ast.stmt, known: set) -> bool:
+    """Imports, functions, classes and constants: what runs without the cells before.
+
+    A constant is a literal, or made of built-in functions and CONSTANTS alone.
+    """
     if isinstance(node, ast.Assign):
-        try:
-            ast.literal_eval(node.value)
-        except ValueError:
-            return False
-        return True
+        names = [n for n in ast.walk(node.value) if isinstance(n, ast.Name)]
+        own = {n.id for n in names if isinstance(n.ctx, ast.Store)}  # of a comprehension
+        return all(n.id in own | known or hasattr(builtins, n.id) for n in names)
     return isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
 
 
 @cache
 def definitions(number: str) -> SimpleNamespace:
-    """Functions, classes, imports and literals of notebook `number` ("50"); nothing else runs.
+    """Functions, classes, imports and constants of notebook `number` ("50"); nothing else runs.
 
     A function that reads a name which only a run gives (p, run) fails when it is called.
     """
@@ -33,7 +35,8 @@ def definitions(number: str) -> SimpleNamespace:
         if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
             continue
         for node in ast.parse("".join(cell["source"])).body:
-            if _stands_alone(node):
+            constants = {name for name in found if name.isupper()}
+            if _stands_alone(node, constants):
                 with suppress(NameError):  # a default value that only a run gives
                     exec(compile(ast.Module([node], []), str(path), "exec"), found)
     return SimpleNamespace(**found)

@@ -2,10 +2,11 @@
 
 import math
 
-import pytest
 import torch
 
-from rlgenkit.worlds import facts as world
+from tests.notebook_code import definitions
+
+world = definitions("19")
 
 
 def ids(text, width=12):
@@ -76,12 +77,10 @@ def test_prompts_hold_the_direction_and_the_facts():
         "71 71 black thick giant forest shy priceless",
         "71 -71 blue long large beach shy free",
     ]
-    with pytest.raises(ValueError, match="weights"):
-        world.prompt_rows(weights * 2, torch.zeros(3, 6, dtype=torch.long))
 
 
 def test_ratings_are_noisy_and_stay_on_the_scale():
     truth = torch.full((5000, 2), 50.0)
-    rating = world.rated(truth, torch.Generator().manual_seed(0))
+    rating = world.rate_once(truth, torch.Generator().manual_seed(0))
     assert abs(rating.mean() - 50) < 0.4 and abs(rating.std() - 8) < 0.3
-    assert world.rated(truth * 2, torch.Generator().manual_seed(0)).max() == 100
+    assert world.rate_once(truth * 2, torch.Generator().manual_seed(0)).max() == 100
