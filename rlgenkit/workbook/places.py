@@ -35,8 +35,13 @@ def places(
         value = values.get(name) or ""
         own = ["", "none", *(preset.get(name) for preset in first)]
         place = None if value in own else _place(name, value, words)
-        inside = place == (ROOT / value).resolve() and name not in given
-        found[name] = value if place is None or inside else str(place)
+        shipped = place == (ROOT / value).resolve() and not Path(value).is_absolute()
+        if place is None or shipped and name not in given:
+            found[name] = value
+            continue
+        found[name] = str(place)
+        if re.search("model|encoder|CLIP", words):
+            _check_model(name, place, words)
     if found.get("judge") in ("", "none") and _other_pictures(values["model"], first):
         raise ParameterError(
             f"`judge` is needed for the pictures of '{values['model']}', which are no sticker "
@@ -46,12 +51,10 @@ def places(
 
 
 def _place(name: str, value: str, words: str) -> Path | None:
-    """Where `value` is, checked; None for a hub id and for a name that the help holds."""
+    """Where `value` is; None for a hub id and for a name that the help holds."""
     path = os.path.expanduser(value)
     here = [base / path for base in (Path(), ROOT) if (base / path).exists()]
     if here:
-        if re.search("model|encoder|CLIP", words):
-            _check_model(name, here[0], words)
         return here[0].resolve()
     if "prefix" in words and list(Path(path).parent.glob(Path(path).name + "*")):
         return Path(path).resolve()
@@ -66,16 +69,12 @@ def _place(name: str, value: str, words: str) -> Path | None:
 
 
 def _check_model(name: str, folder: Path, words: str) -> None:
-    """The folder holds whole safetensors weights, a pipeline in each part that has some."""
-    from rlgenkit.models.folders import COMPONENTS, check_weights, read_index
+    """The gate of models, for those that the notebook does not bring along."""
+    from rlgenkit.models.folders import check_model, check_pipeline
 
+    whole = "pipeline" in words or (folder / "model_index.json").is_file()
     try:
-        if "pipeline" not in words and not (folder / "model_index.json").is_file():
-            return check_weights(folder)
-        index = read_index(folder)
-        for part in COMPONENTS[index["_class_name"]]:
-            if (index.get(part) or [None])[0] and not re.search("scheduler|tokenizer", part):
-                check_weights(folder / part)
+        check_pipeline(folder) if whole else check_model(folder)
     except (ValueError, FileNotFoundError) as error:
         raise ParameterError(f"`{name}`: {error}") from None
 
