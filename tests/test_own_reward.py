@@ -28,6 +28,11 @@ def test_a_reward_of_ones_own_from_another_folder(tmp_path):
     assert len(rewards) == 1
 
 
+def test_the_script_needs_no_arguments():
+    assert 'sys.argv[1:] or ["data/models/epsilon", "20"]' in SCRIPT
+    assert "python own_reward.py`" in README
+
+
 def test_the_script_is_short():
     lines = [line for line in SCRIPT.splitlines() if line.strip()]
     assert len(lines) <= 25
