@@ -13,7 +13,6 @@ from rlgenkit.worlds.scenes import BALANCE_RANGE, GRID, hue_errors
 from rlgenkit.worlds import (
     COLORS,
     KINDS,
-    LOOKS,
     SHAPES,
     WORDS,
     Group,
@@ -33,7 +32,6 @@ from rlgenkit.worlds import (
     sample_prompts,
     sample_scenes,
     split_of,
-    utilities,
     with_look,
     words,
 )
@@ -287,13 +285,6 @@ def test_cyclic_annotators_have_no_utility():
         pairs[:, 1], pairs[:, 0]
     )
     assert torch.allclose(both, torch.ones(3))
-
-
-def test_utilities_are_linear_in_the_look():
-    looks = torch.eye(5)
-    assert utilities(looks, torch.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(ValueError, match=LOOKS[0]):
-        utilities(torch.zeros(2, 3), torch.zeros(5))
 
 
 def test_relation_captions_keep_their_order():

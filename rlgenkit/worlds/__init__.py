@@ -6,9 +6,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "agiqa": "TwoRatings load_agiqa",
-        "annotators": (
-            "crowd cyclic_probability prefer preference_probability rate taste utilities"
-        ),
+        "annotators": "cyclic_probability prefer preference_probability rate taste",
         "arithmetic": "",
         "ava": "PhotoVotes load_ava",
         "gsm8k": "SOLVERS Solutions load_gsm8k",

@@ -7,7 +7,6 @@ notebook can ask what happens to a method when raters are noisy, biased, of two 
 import torch
 from torch import Tensor
 
-from .scenes import LOOKS
 
 TASTES = {  # weights on LOOKS: what a rater of this taste enjoys
     "balanced": (1.0, 1.0, 1.0, 1.0, -1.0),
@@ -22,15 +21,6 @@ def taste(name: str) -> Tensor:
     if name not in TASTES:
         raise ValueError(f"unknown taste {name!r}; choose one of {', '.join(TASTES)}")
     return torch.tensor(TASTES[name])
-
-
-def utilities(looks: Tensor, weights: Tensor) -> Tensor:
-    """Utility [B] of looks [B, 5] under taste weights [5] (linear)."""
-    if looks.shape[-1] != len(LOOKS):
-        raise ValueError(
-            f"looks must be [B, {len(LOOKS)}] in the order {LOOKS}, not {list(looks.shape)}"
-        )
-    return looks @ weights.to(looks)
 
 
 def preference_probability(
@@ -79,13 +69,6 @@ def rate(
         edges = torch.quantile(utility.float(), torch.arange(1, levels) / levels)
     felt = utility + leniency + noise * torch.randn(utility.shape, generator=generator)
     return torch.bucketize(felt, edges) + 1
-
-
-def crowd(looks: Tensor, tastes: list[str], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Heterogeneous raters: one taste drawn per item; returns (utility [B], taste index [B])."""
-    which = torch.randint(len(tastes), (len(looks),), generator=generator)
-    weights = torch.stack([taste(name) for name in tastes])
-    return (looks * weights[which].to(looks)).sum(-1), which
 
 
 def cyclic_probability(first: Tensor, second: Tensor, strength: float = 0.9) -> Tensor:
