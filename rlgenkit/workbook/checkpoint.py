@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .parameters import ParameterError
+from .values import ParameterError
 
 # Above this size a module keeps only what training changes (adapters, trainable weights, buffers).
 WHOLE_MODULE_BYTES = 512 * 2**20

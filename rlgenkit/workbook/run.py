@@ -21,10 +21,11 @@ from . import checkpoint, claims
 from .fingerprint import Reach, Unhashable, loop_frames
 from .ledger import claims_table
 from .metrics import Metrics, NonFiniteError, columns
-from .parameters import ParameterError, Parameters
+from .parameters import Parameters
 from .progress import Progress, kernel
 from .provenance import ROOT, libraries, provenance
 from .store import hold, opened, study_record, write_record
+from .values import ParameterError
 
 
 SAVED_S = 60  # seconds between two checkpoints of a loop

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .parameters import ParameterError
+from .values import ParameterError
 from .provenance import ROOT
 
 KEPT_VERSIONS = 6  # of one phase: values that a reader goes back and forth between
