@@ -178,13 +178,20 @@ def command(out) -> subprocess.Popen:
     )
 
 
-def under_way(out) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """(a run whose first phases are done, all processes that it started)."""
+def is_kernel(process: psutil.Process) -> bool:
+    return process.is_running() and "ipykernel_launcher" in " ".join(process.cmdline())
+
+
+def under_way(out) -> tuple[subprocess.Popen, list[psutil.Process], psutil.Process]:
+    """(a run, all processes that it started, its kernel); the kernel holds the run folder."""
     process, end = command(out), time.monotonic() + 200
-    while not list(out.rglob("*.safetensors")):
+    while True:
         assert process.poll() is None and time.monotonic() < end, process.communicate()
+        family = psutil.Process(process.pid).children(recursive=True)
+        for member in filter(is_kernel, family):
+            if str(out / "run.lock") in [file.path for file in member.open_files()]:
+                return process, family, member
         time.sleep(0.02)
-    return process, psutil.Process(process.pid).children(recursive=True)
 
 
 def all_gone(family) -> bool:
@@ -195,27 +202,19 @@ def all_gone(family) -> bool:
 def test_the_template_survives_neighbors_kills_and_flipped_bits(quick_run, tmp_path):
     undisturbed, out, rng = quick_run(TEMPLATE), tmp_path / "run", random.Random(SEED)
     assert undisturbed.code == 0, undisturbed.sentence
-    process, family = under_way(out)
-    time.sleep(rng.uniform(0, 0.5))
-    kernel = next(p for p in family if "ipykernel_launcher" in " ".join(p.cmdline()))
+    process, family, kernel = under_way(out)
+    time.sleep(rng.uniform(0, 1))
     kernel.kill()
     _, told = process.communicate(timeout=100)
     assert process.returncode == 138 and "kernel died" in told and all_gone(family)
 
-    process, family = under_way(out)
+    process, family, kernel = under_way(out)
+    kernel.suspend()  # so that the second one finds it at work
     second = command(out)
-    family += psutil.Process(second.pid).children(recursive=True)
-    process.send_signal(signal.SIGSTOP)  # its kernel works on; the second must find it at work
-    for member in family:
-        if member.is_running() and "ipykernel_launcher" in " ".join(member.cmdline()):
-            member.suspend()
     _, told = second.communicate(timeout=200)
     sentence = told.strip().splitlines()[-1]
     assert second.returncode == 2 and "another process works in the run folder" in sentence
-    for member in family:
-        if member.is_running():
-            member.resume()
-    process.send_signal(signal.SIGCONT)
+    kernel.resume()
     process.send_signal(rng.choice([signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]))
     process.wait(timeout=60)
     assert all_gone(family), SEED
