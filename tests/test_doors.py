@@ -431,3 +431,13 @@ def test_a_real_run_gets_what_was_typed(tmp_path):
     wrong = [*command[:5], "-p", "a_dict", "{1: 2}"]
     done = subprocess.run(wrong, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "must be texts" in done.stderr
+
+
+def test_list_shows_what_each_profile_takes(book):
+    from rlgenkit.__main__ import parameter_rows
+
+    head, *rows = parameter_rows(write(book.with_name("listed.ipynb")))
+    assert head == ["", "type", "quick", "full", "range", ""]
+    assert ["a_float", "float", "0.5", "0.5", "", ""] in rows
+    assert ["seed", "int", "0", "0", "0..2147483647", ""] in rows
+    assert not any("None" in row for row in rows)
