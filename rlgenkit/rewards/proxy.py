@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlgenkit.models.folders import check_committed
+
 from .batch import Batch, Reward, Scores, scored
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "models" / "aesthetic_proxy"
@@ -88,6 +90,7 @@ def load_aesthetic_proxy(
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    check_committed(folder)
     try:
         widths = json.loads((folder / "config.json").read_text())["widths"]
         proxy = AestheticProxy(tuple(widths))

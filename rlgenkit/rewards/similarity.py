@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlgenkit.models.folders import check_model, read_network, read_part
+
 from .batch import Batch, Reward, Scores, scored, texts
 
 # Pixel statistics of OpenAI's CLIP, used where the folder has no preprocessor_config.json.
@@ -33,22 +35,18 @@ class DualEncoder:
 def load_dual_encoder(path: str | Path, device: str | torch.device = "cpu") -> DualEncoder:
     """The frozen dual encoder of a folder with CLIPModel weights (safetensors) and a tokenizer.
 
-    Raises ValueError if the folder is missing or holds no safetensors weights.
+    Raises ValueError if the folder is missing, damaged or asks for code.
     """
-    folder = Path(path)
-    if not (folder / "model.safetensors").is_file():
-        raise ValueError(
-            f"'{folder}' holds no model.safetensors; run `make models` or fix the path."
-        )
     from transformers import AutoTokenizer, CLIPModel
 
-    model = CLIPModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    model = model.to(device).eval().requires_grad_(False)
+    folder = Path(path)
+    check_model(folder)
+    model = read_network(CLIPModel, folder, what="a CLIP model").to(device).requires_grad_(False)
     settings = folder / "preprocessor_config.json"
     pixels = json.loads(settings.read_text()) if settings.is_file() else {}
     mean = tuple(pixels.get("image_mean", CLIP_MEAN))
     std = tuple(pixels.get("image_std", CLIP_STD))
-    return DualEncoder(model, AutoTokenizer.from_pretrained(folder), mean, std)
+    return DualEncoder(model, read_part(AutoTokenizer, folder), mean, std)
 
 
 def embed_texts(encoder: DualEncoder, captions: Sequence[str]) -> Tensor:
