@@ -193,6 +193,11 @@ def png(width: int, height: int) -> str:
     return base64.b64encode(head).decode()
 
 
+def test_what_is_broken_ends_no_good_run():
+    cells = [markdown_cell("![lost](attachment:a.png)"), code_cell(shown(image_png="AAAA"))]
+    assert "lost" in pages.page(notebook(*cells)) and pages.slides(notebook(*cells))
+
+
 @pytest.mark.parametrize("width, height", [(720, 260), (400, 4000), (5000, 300), (10, 10)])
 def test_figures_are_as_large_as_a_slide_allows(width, height):
     ((wide, high),) = boxes(pages.figure("a", "image/png", png(width, height)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from nbconvert.filters import strip_ansi
-from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -80,7 +80,11 @@ class Renderer(IPythonRenderer):
         return formula(rf"\begin{{{name}}}{body}\end{{{name}}}", "block")
 
     def image(self, text, url, title=None):
-        return picture(unescape(text), self._embed_image_or_attachment(url))
+        try:
+            url = self._embed_image_or_attachment(url)
+        except InvalidNotebook:  # no such attachment
+            pass
+        return picture(unescape(text), url)
 
 
 def picture(alt: str, url: str, size: str = "") -> str:
@@ -131,8 +135,9 @@ def figure(alt: str, kind: str, content: str) -> str:
     if kind == "image/svg+xml":
         content = base64.b64encode(content.encode()).decode()
     wide, high = WIDE, FIGURE
-    if kind == "image/png":
-        width, height = struct.unpack(">II", base64.b64decode(content[:32])[16:24])
+    head = base64.b64decode(content[:32])
+    if head.startswith(b"\x89PNG") and len(head) == 24:
+        width, height = struct.unpack(">II", head[16:])
         scale = min(WIDE / width, FIGURE / height)
         wide, high = scale * width, scale * height
     size = f' style="width:{wide:.1f}rem;height:{high:.1f}rem"'
