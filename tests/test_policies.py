@@ -11,8 +11,9 @@ from torch.distributions import Normal, kl_divergence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlgenkit import models, optimizers as o, rewards, samplers
-from rlgenkit.models.tokens import TokenBatch
+from rlgenkit.models.tokens import TokenBatch, _pick, _scaled
 from rlgenkit.records import Rollout
+from tests.fake_device import Far, far, far_device
 from tests.tiny_pipelines import components, word_tokenizer
 
 PROMPTS = ["a red cat", "two blue star", "cloud"]
@@ -86,10 +87,10 @@ def image(base, kind="flow", **options):
 
 
 def walker():
-    """Two actions push the first two of four numbers, five times."""
+    """Two numbers in answer to four."""
     torch.manual_seed(1)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4), nn.Unflatten(1, (2, 2)))
-    return models.gaussian_policy(net, lambda s, a: 0.9 * s + torch.cat([a, a], 1), 5)
+    return models.gaussian_policy(net)
 
 
 def some_policies(flow, epsilon):
@@ -263,27 +264,35 @@ def test_reference_comes_back_after_an_error():
     assert not torch.equal(policy.parameters[0], weights[0])
 
 
+@torch.no_grad()
+def test_tokens_are_drawn_and_scored_on_a_device_without_float64():
+    """The logits are elsewhere, the generator is here."""
+    model = small_language()
+    logits = model(torch.tensor([[3, 4, 5]])).logits[:, -1].expand(50, -1).clone()
+    here = [_pick(logits, 1.0, gen(1)), _scaled(logits, 0.7)]
+    with far_device():
+        there = [_pick(far(logits), 1.0, gen(1)), _scaled(far(logits), 0.7)]
+    assert all(isinstance(t, Far) for t in there)
+    assert all(torch.equal(t.real_, h) for t, h in zip(there, here))
+
+
 def test_a_gaussian_policy_is_a_gaussian():
     policy = walker()
-    rollout = policy.sample(randn(3, 4), gen(), copies=2)
-    assert rollout.output.shape == (6, 6, 4) and rollout.log_probs.shape == (6, 5)
+    states = randn(3, 4)
+    rollout = policy.sample(states, gen(), copies=2)
+    assert rollout.output.shape == (6, 2) and rollout.log_probs.shape == (6, 1)
+    assert torch.equal(rollout.prompts, states.repeat_interleave(2, 0))
     shake(policy, 0.3)
-    before, after = [], []
-    for t in range(5):
-        state, action = rollout.output[:, t], rollout.path.actions[:, t]
-        torch.testing.assert_close(rollout.output[:, t + 1], policy.move(state, action))
-        for found, how in ((after, torch.enable_grad()), (before, policy.reference())):
-            with how:
-                mean, log_std = policy.net(state).unbind(1)
-            found.append(Normal(mean, log_std.exp()))
-        torch.testing.assert_close(
-            policy.log_probs(rollout)[:, t], after[t].log_prob(action).sum(1)
-        )
-        torch.testing.assert_close(rollout.log_probs[:, t], before[t].log_prob(action).sum(1))
-        kl = kl_divergence(after[t], before[t]).sum(1)
-        torch.testing.assert_close(policy.divergence(rollout)[:, t], kl, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="horizon"):
-        models.gaussian_policy(torch.zeros(2), horizon=3)
+    found = []
+    for how in (torch.enable_grad(), policy.reference()):
+        with how:
+            mean, log_std = policy.net(rollout.prompts).unbind(1)
+        found.append(Normal(mean, log_std.exp()))
+    after, before = found
+    for now, stored in ((after, policy.log_probs(rollout)), (before, rollout.log_probs)):
+        torch.testing.assert_close(stored[:, 0], now.log_prob(rollout.output).sum(1))
+    kl = kl_divergence(after, before).sum(1)
+    torch.testing.assert_close(policy.divergence(rollout)[:, 0], kl, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="mean, log_std"):
         models.gaussian_policy(torch.zeros(3)).sample(["x"], gen())
 
@@ -628,7 +637,7 @@ def test_image_update_equals_policy_gradient_update_to_the_bit(flow, beta):
 def test_token_update_equals_token_policy_loss_to_the_bit(average, length, beta):
     policy = language(chunk=64, temperature=3.0)
     twin = copy.deepcopy(policy.model)
-    rollout = policy.sample([[3, 4, 5], [8], [9, 10], [2, 3]], gen(), copies=3)
+    rollout = policy.sample([[3, 4, 5], [8], [9, 10], [2, 3]], gen(1), copies=3)
     shake(policy, 0.02)
     batch, advantages = rollout.path.batch, randn(12)
     assert len(batch.ids.unique(dim=0)) == 12

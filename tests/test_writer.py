@@ -222,6 +222,6 @@ def test_tokens_are_drawn_as_often_as_their_chances_say(temperature):
 
 
 def test_a_row_without_a_distribution_is_refused():
-    for bad in (float("nan"), float("inf")):
+    for bad, temperature in ((float("nan"), 1.0), (float("inf"), 1.0), (float("nan"), 0.0)):
         with pytest.raises(ValueError, match="not finite"):
-            _pick(torch.tensor([[0.0, 1.0], [bad, 0.0]]), 1.0, draw())
+            _pick(torch.tensor([[0.0, 1.0], [bad, 0.0]]), temperature, draw())

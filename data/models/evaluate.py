@@ -124,6 +124,9 @@ def readme_sheet(name: str = "flow", rows: int = 4, columns: int = 8) -> None:
 
 def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
     """Write quality.json, samples.png and README.md beside each generator."""
+    from ci import manifest
+
+    manifest.write()  # models are read only as the manifest names them
     if "flow" in names:
         readme_sheet()
     for name in names:

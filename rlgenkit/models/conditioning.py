@@ -36,7 +36,7 @@ class Conditioning:
         return self.tokens.shape[0]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        parts = (self.tokens, self.mask, self.pooled, self.extra)
+        parts = vars(self).values()
         return Conditioning(*(None if part is None else change(part) for part in parts))
 
     def repeat_interleave(self, k: int) -> "Conditioning":
@@ -58,9 +58,8 @@ class Conditioning:
 
 def concat(parts: Sequence[Conditioning]) -> Conditioning:
     """One Conditioning of all prompts, in order. All parts must have the same fields."""
-    names = ("tokens", "mask", "pooled", "extra")
-    columns = [[getattr(part, name) for part in parts] for name in names]
-    if any(any(v is None for v in column) != all(v is None for v in column) for column in columns):
+    columns = list(zip(*(vars(part).values() for part in parts)))
+    if any(len({value is None for value in column}) > 1 for column in columns):
         raise ValueError("concat needs conditionings of one policy: their fields differ.")
     return Conditioning(*(None if col[0] is None else torch.cat(col) for col in columns))
 

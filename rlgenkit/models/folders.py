@@ -291,6 +291,3 @@ def _fetch(hub_id: str, pipeline: bool) -> Path:
     wanted = [f"{part}/{kind}" for part in COMPONENTS[name] for kind in kinds]
     allowed = ["model_index.json", *wanted]
     return ask(snapshot_download, allow_patterns=allowed, ignore_patterns=others)
-
-
-check_weights = check_model  # until the command line asks check_pipeline

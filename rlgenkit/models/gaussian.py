@@ -1,10 +1,10 @@
-"""Gaussian policies: numbers or a network give mean and log-std of an action, once or step by step."""
+"""Gaussian policies: numbers or a network give mean and log-std of an action."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from rlgenkit.records import Rollout, Rows
 
 from .trainable import Trainable, make_trainable
-
-Move = Callable[[Tensor, Tensor], Tensor]
-"""fn(states [B, S], actions [B, ...]) -> next states [B, S]."""
 
 
 class Constant(nn.Module):
@@ -34,7 +31,7 @@ class Constant(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class ActionPath:
-    """states [B, T, S] and the actions [B, T, ...] taken in them."""
+    """states [B, S] and the actions [B, ...] taken in them: one choice each."""
 
     states: Tensor
     actions: Tensor
@@ -44,8 +41,8 @@ class ActionPath:
         return ActionPath(self.states[rows], self.actions[rows])
 
     def columns(self, steps: Tensor) -> ActionPath:
-        """Some steps."""
-        return ActionPath(self.states[:, steps], self.actions[:, steps])
+        """There is one choice."""
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +51,6 @@ class GaussianPolicy:
 
     net: nn.Module
     trained: Trainable
-    move: Move | None = None
-    horizon: int = 1
     chunk: int = 4096
 
     @property
@@ -71,58 +66,49 @@ class GaussianPolicy:
     def sample(
         self, prompts: Sequence[Any] | Tensor, generator: torch.Generator, copies: int = 1
     ) -> Rollout:
-        """`copies` samples from every start state [n, S], neighbors, each start a group of its own.
+        """`copies` actions [B, ...] in every state [n, S], neighbors, each state a group of its own.
 
-        The output is the action [B, ...] or, with a world to move in, the states seen
-        [B, horizon + 1, S]. A policy of numbers alone takes any list of n things as starts.
+        A policy of numbers alone takes any list of n things as states.
         """
         if isinstance(prompts, Tensor):
             prompts = state = prompts.repeat_interleave(copies, 0)
         else:
             prompts = [prompt for prompt in prompts for _ in range(copies)]
             state = torch.zeros(len(prompts), 0)
-        states, actions, log_probs = [state], [], []
-        for _ in range(self.horizon):
-            mean, log_std = self._moments(states[-1])
-            noise = torch.empty_like(mean).normal_(generator=generator)
-            actions.append(mean + log_std.exp() * noise)
-            log_probs.append(_log_prob(actions[-1], mean, log_std))
-            if self.move is not None:
-                states.append(self.move(states[-1], actions[-1]))
-        path = ActionPath(torch.stack(states[: self.horizon], 1), torch.stack(actions, 1))
-        old = torch.stack(log_probs, 1)
+        mean, log_std = self._moments(state)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        action = mean + log_std.exp() * noise
+        old = _log_prob(action, mean, log_std)[:, None]
         return Rollout(
             prompts=prompts,
             groups=torch.arange(len(state)) // copies,
-            output=actions[0] if self.move is None else torch.stack(states, 1),
+            output=action,
             log_probs=old,
             mask=torch.ones_like(old, dtype=torch.bool),
-            path=path,
+            path=ActionPath(state, action),
         )
 
     def log_probs(self, rollout: Rollout) -> Tensor:
-        """Log-probs [B, T] of the stored actions; bit-equal to the stored ones until it is trained."""
+        """Log-probs [B, 1] of the stored actions; bit-equal to the stored ones until it is trained."""
         return self.replay(rollout)[0]
 
     def divergence(self, rollout: Rollout) -> Tensor:
-        """KL of each step's Gaussian from the reference's: [B, T]."""
+        """KL of each Gaussian from the reference's: [B, 1]."""
         return self.replay(rollout, divergence=True)[1]
 
     def choices_at_once(self, rows: int) -> int:
-        """All steps."""
-        return self.horizon
+        """The only one."""
+        return 1
 
     def replay(self, rollout: Rollout, divergence: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(log_probs [B, T], divergence [B, T] or None) from one pass."""
-        path, log_probs, penalties = rollout.path, [], []
-        for state, action in zip(path.states.unbind(1), path.actions.unbind(1)):
-            mean, log_std = self._moments(state)
-            log_probs.append(_log_prob(action, mean, log_std))
-            if divergence:
-                with torch.no_grad(), self.reference():
-                    before = self._moments(state)
-                penalties.append(_kl(mean, log_std, *before))
-        return torch.stack(log_probs, 1), torch.stack(penalties, 1) if divergence else None
+        """(log_probs [B, 1], divergence [B, 1] or None) from one pass."""
+        path, penalty = rollout.path, None
+        mean, log_std = self._moments(path.states)
+        if divergence:
+            with torch.no_grad(), self.reference():
+                before = self._moments(path.states)
+            penalty = _kl(mean, log_std, *before)[:, None]
+        return _log_prob(path.actions, mean, log_std)[:, None], penalty
 
     def _moments(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log_std), each [B, ...]."""
@@ -148,18 +134,14 @@ def _kl(mean: Tensor, log_std: Tensor, other_mean: Tensor, other_log_std: Tensor
     return each.reshape(len(each), -1).sum(1)
 
 
-def gaussian_policy(
-    source: Tensor | nn.Module | GaussianPolicy, move: Move | None = None, horizon: int = 1
-) -> GaussianPolicy:
+def gaussian_policy(source: Tensor | nn.Module | GaussianPolicy) -> GaussianPolicy:
     """A policy over numbers: mean and log-std from `source`, which is copied and trained as a whole.
 
     source: numbers [2, ...] (mean, log_std), the same in every state, or a network, states [B, S] ->
-    [B, 2, ...]. move(states, actions) -> states lets it walk `horizon` steps; without, it acts once.
+    [B, 2, ...].
     """
     if isinstance(source, GaussianPolicy):
         net = copy.deepcopy(source.net)
         return replace(source, net=net, trained=make_trainable(net, 0, 0))
-    if horizon < 1 or (move is None and horizon > 1):
-        raise ValueError(f"horizon must be at least 1, and needs `move` above 1; got {horizon}")
     net = Constant(source) if isinstance(source, Tensor) else copy.deepcopy(source)
-    return GaussianPolicy(net, make_trainable(net, 0, 0), move, horizon)
+    return GaussianPolicy(net, make_trainable(net, 0, 0))

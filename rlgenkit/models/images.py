@@ -163,7 +163,7 @@ def _runs(path: ImagePath, most: int) -> list[Tensor]:
 
 
 def _texts(prompts: Sequence[str | Prompt]) -> list[str]:
-    return [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
+    return [getattr(prompt, "text", prompt) for prompt in prompts]
 
 
 def _joined(parts: Sequence[Trajectory]) -> Trajectory:

@@ -219,7 +219,8 @@ def language_policy(
     """
     given = {"end": end, "pad": pad, "new": new, "temperature": temperature, "chunk": chunk}
     model, tokenizer, kept = _found(source, load_language_model, device, given)
-    return LanguagePolicy(model, tokenizer, make_trainable(model, rank, seed, top=top), **kept)
+    trained = make_trainable(model, rank, seed, top=top)
+    return LanguagePolicy(model, tokenizer, trained, **kept)
 
 
 def vision_language_policy(

@@ -6,6 +6,7 @@ adapters switched off, never a copy.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ _TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 # Attention projections of diffusers (joint-attention networks have a text stream of their own), and
 # of Llama, Qwen, Mistral and their like.
 TARGETS = (*_IMAGE, *_TEXT_STREAM, "q_proj", "k_proj", "v_proj", "o_proj")
-PREFIXES = ("transformer.", "unet.", "base_model.model.")
+PREFIX = re.compile(r"^(transformer|unet|base_model\.model)\.")  # of keys in stored adapters
 # Settings of a stored adapter that are honored, and those that change nothing once it is trained.
 # Any other that is not peft's default is refused.
 _HONORED = ("lora_alpha", "use_rslora", "alpha_pattern")
@@ -41,7 +42,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
 
 def lora_parameters(network: nn.Module) -> list[nn.Parameter]:
     """The adapter's matrices A and B of every adapted layer, in module order."""
-    return [p for name, p in network.named_parameters() if ".lora_" in name]
+    return list(_matrices(network).values())
 
 
 def add_lora(
@@ -183,11 +184,6 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
     return path
 
 
-def _bare(key: str) -> str:
-    """A key without the name of the component that it belongs to."""
-    return next((key.removeprefix(p) for p in PREFIXES if key.startswith(p)), key)
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Adapter matrices by "layer.lora_A.weight", and the settings of the file or its folder."""
     from peft import LoraConfig
@@ -195,12 +191,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            state = {_bare(key): file.get_tensor(key) for key in file.keys()}
+            state = {PREFIX.sub("", key): file.get_tensor(key) for key in file.keys()}
             meta = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
         sidecar = path.parent / "adapter_config.json"  # peft's own folders keep settings there
         if not meta and sidecar.is_file():
             meta = json.loads(sidecar.read_text(encoding="utf-8"))
-        meta = {_bare(key): value for key, value in meta.items()}
+        meta = {PREFIX.sub("", key): value for key, value in meta.items()}
     except (SafetensorError, OSError, ValueError, AttributeError):
         raise ValueError(
             f"'{path}' or its settings are missing, truncated or not a safetensors file."
@@ -241,7 +237,13 @@ def load_adapter(network: nn.Module, folder: str | Path) -> list[nn.Parameter]:
     if "lora_alpha" not in settings:  # as diffusers does with files from before it kept settings
         settings |= {"lora_alpha": rank, "alpha_pattern": pattern}
     if _layers(network):
-        _check_adapter(network, state, settings, path)
+        own = _matrices(network), vars(network.peft_config[ADAPTER])
+        now = [{k: m.shape for k, m in own[0].items()}, {k: own[1][k] for k in settings}]
+        if now != [{k: m.shape for k, m in state.items()}, settings]:
+            raise ValueError(
+                f"'{path}' has other layers, another rank or another scale than the network's "
+                "adapter; load it into a network without an adapter."
+            )
     else:
         _inject(network, r=rank, rank_pattern=pattern, target_modules=layers, **settings)
     with torch.no_grad():
@@ -266,20 +268,4 @@ def _check_layer(network: nn.Module, layer: str, state: dict[str, Tensor], path:
         raise ValueError(
             f"'{path}' adapts '{layer}', which {type(network).__name__} does not have in this shape; "
             "load it into the network it was trained on."
-        )
-
-
-def _check_adapter(
-    network: nn.Module, state: dict[str, Tensor], settings: dict[str, Any], path: Path
-) -> None:
-    """Raise unless the network's adapter has the matrices and the scale of the file."""
-    config = network.peft_config[ADAPTER]
-    now = [
-        {k: m.shape for k, m in _matrices(network).items()},
-        {k: getattr(config, k) for k in settings},
-    ]
-    if now != [{key: matrix.shape for key, matrix in state.items()}, settings]:
-        raise ValueError(
-            f"'{path}' has other layers, another rank or another scale than the network's adapter; "
-            "load it into a network without an adapter."
         )

@@ -355,8 +355,10 @@ def save(model) -> None:
 
 def measure() -> None:
     """Write quality.json of the saved model: mean and spread over SEEDS draws of new scenes."""
+    from ci import manifest
     from rlgenkit.models.vision_language import load_vision_language
 
+    manifest.write()  # models are read only as the manifest names them
     folder, began = MODELS / "vision_language", time.perf_counter()
     model, processor = load_vision_language(folder)
     rows = [
