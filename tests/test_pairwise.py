@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from rlgenkit import rewards as R
 from tests.notebook_code import definitions
+from tests.fake_device import far, far_device
 
 secrets, opinions, personal = map(definitions, ("12", "15", "17"))
 
@@ -272,7 +273,7 @@ def test_evidence_prefers_a_strong_prior_for_noise_and_a_weak_one_for_signal():
     ],
 )
 def test_bad_input_is_one_sentence(call):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
         call()
     assert "\n" not in str(caught.value)
 
@@ -415,3 +416,13 @@ def test_a_head_on_principal_axes_is_linear_and_centered(tiny):
     assert abs(F.normalize(basis[:, 0], dim=0)[0]) > 0.9
     flat = R.embed_sentences(tiny, ["good", "bad", "cable", "works good"])
     torch.testing.assert_close(R.embed_sentences(tiny, ["bad", "good"]), flat[[1, 0]])
+
+
+def test_fits_are_the_same_on_a_device_without_float64():
+    x, y, _ = pairs(dtype=torch.float32)
+    fitted = R.fit_linear_pairs(x, y, 3.0), R.fit_bradley_terry(x, 0 * x, y)
+    said = R.verdicts(x[:, 0], y)
+    with far_device():
+        assert torch.equal(R.fit_linear_pairs(far(x), far(y), 3.0), fitted[0])
+        assert torch.equal(R.fit_bradley_terry(far(x), far(0 * x), far(y)), fitted[1])
+        assert torch.equal(R.verdicts(far(x[:, 0]), far(y)), said)

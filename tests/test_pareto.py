@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlgenkit import optimizers as o
+from tests.fake_device import far, far_device
 
 
 def draw(n, m, seed, levels=None):
@@ -175,3 +176,13 @@ def test_the_fronts_carry_no_gradient():
 def test_bad_input_is_named(call, what):
     with pytest.raises(ValueError, match=what):
         call()
+
+
+def test_fronts_and_volumes_are_the_same_on_a_device_without_float64():
+    scores = torch.randn(20, 3, generator=torch.Generator().manual_seed(4))
+    groups, corner = torch.arange(20) % 3, (-1.0, -1.0, -1.0)
+    weights, volume = o.pareto_weights(scores, groups), o.hypervolume(scores, corner)
+    with far_device():
+        there = o.pareto_weights(far(scores), groups)
+        assert there.device == far(scores).device and torch.equal(there.cpu(), weights)
+        assert o.hypervolume(far(scores), corner) == volume

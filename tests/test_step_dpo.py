@@ -10,6 +10,7 @@ from torch import nn
 from rlgenkit import optimizers as o
 from rlgenkit import samplers as s
 from rlgenkit.optimizers import preferences as pf
+from tests.fake_device import far, far_device
 
 
 def generator(seed=0):
@@ -339,3 +340,13 @@ def test_update_refuses_what_it_cannot_learn_from():
             broken, optimizer, net.parameters(), path.log_probs, pairs, labels, torch.arange(2)
         )
     assert torch.equal(net.shift.detach(), before)
+
+
+def test_labels_refuse_nan_and_are_the_same_on_a_device_without_float64():
+    scores, pairs = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([[0, 1], [1, 2], [0, 0]])
+    labels = pf.dominance_labels(scores, pairs)
+    assert labels.tolist() == [-1, 1, 0]
+    with far_device():
+        assert torch.equal(pf.dominance_labels(far(scores), far(pairs)).cpu(), labels)
+    with pytest.raises(ValueError, match="nan"):  # no silent tie
+        pf.dominance_labels(torch.tensor([1.0, float("nan"), 2.0]), pairs)

@@ -54,13 +54,12 @@ def pareto_weights(
     The factor in front of Parrot's policy gradient; dominated and invalid rows get exactly 0. A
     group without a valid row counts for nothing.
     """
-    front = pareto_mask(scores, groups, valid)
-    ids = torch.zeros_like(front, dtype=torch.long) if groups is None else groups.to(front.device)
+    front = pareto_mask(scores, groups, valid).cpu().double()  # Apple's GPUs have no float64
+    ids = torch.zeros(len(front), dtype=torch.long) if groups is None else groups.cpu()
     index = ids.unique(return_inverse=True)[1]
-    size = torch.zeros(int(index.max()) + 1, dtype=torch.float64, device=front.device)
-    size.index_add_(0, index, front.double())
-    share = front.double() / (size[index].clamp(min=1) * (size > 0).sum().clamp(min=1))
-    return share.float()
+    size = torch.zeros(int(index.max()) + 1, dtype=torch.float64).index_add_(0, index, front)
+    share = front / (size[index].clamp(min=1) * (size > 0).sum().clamp(min=1))
+    return share.float().to(scores.device)
 
 
 def hypervolume(
@@ -73,12 +72,12 @@ def hypervolume(
     O(N log N) for M = 2, O(N^2) for M = 3 (a sweep over slabs of the last objective).
     """
     mask = _usable(scores, valid)
-    corner = torch.as_tensor(reference, dtype=torch.float64, device=scores.device)
+    corner = torch.as_tensor(reference).cpu().double()
     if corner.shape != (scores.shape[1],) or not torch.isfinite(corner).all():
         raise ValueError(f"reference must be {scores.shape[1]} finite numbers, got {reference}")
     if len(corner) > 3:
         raise ValueError(f"hypervolume is exact for 1, 2 or 3 objectives, got {len(corner)}")
-    x = (scores.detach()[mask].double() - corner).clamp(min=0)
+    x = (scores.detach()[mask].cpu().double() - corner).clamp(min=0)
     if len(x) == 0:
         return 0.0
     if len(corner) == 1:
@@ -88,7 +87,7 @@ def hypervolume(
     height, order = x[:, 2].sort(descending=True)
     slabs = height - torch.cat([height[1:], height.new_zeros(1)])
     first, second = x[order, 0], x[order, 1]
-    reached = torch.ones(len(x), len(x), dtype=torch.bool, device=x.device).tril()
+    reached = torch.ones(len(x), len(x), dtype=torch.bool).tril()
     return float((_area(first.expand(len(x), -1), second * reached) * slabs).sum())
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlgenkit.records import checked
 from .losses import Clip, _bounds
 
 REFERENCES = ("pretrained", "round_start")
@@ -29,13 +30,13 @@ def pairs_within_groups(groups: Tensor) -> Tensor:
 
 def dominance_labels(scores: Tensor, pairs: Tensor) -> Tensor:
     """Labels [P] from scores [B], or [R, B] where several count: 1 if the first is nowhere worse and
-    somewhere better (Pareto dominance), -1 the other way round, else 0.
+    somewhere better (Pareto dominance), -1 the other way round, else 0. ValueError for nan.
     """
-    scores = scores[None] if scores.ndim == 1 else scores
-    first, second = scores[:, pairs[:, 0]], scores[:, pairs[:, 1]]
+    values, rows = checked(scores[None] if scores.ndim == 1 else scores)[0], pairs.cpu()
+    first, second = values[:, rows[:, 0]], values[:, rows[:, 1]]
     wins = (first >= second).all(0) & (first > second).any(0)
     losses = (first <= second).all(0) & (first < second).any(0)
-    return wins.float() - losses.float()
+    return (wins.float() - losses.float()).to(scores.device)
 
 
 def reference_log_probs(kind: str, rollout: Tensor, pretrained: Callable[[], Tensor]) -> Tensor:

@@ -190,12 +190,13 @@ def explained(images: Tensor, reading: Reading) -> tuple[Tensor, Tensor]:
     coverage = masks.sum(1)
     free = (1 - coverage).clamp_min(0)[:, None]
     ramp = torch.linspace(-1, 1, SIZE, device=images.device)[:, None]
-    basis = torch.cat([masks, free, free * ramp], 1).flatten(2).double()
-    target = images.flatten(2).double()
+    basis = torch.cat([masks, free, free * ramp], 1).flatten(2).cpu().double()
+    target = images.flatten(2).cpu().double()  # Apple's GPUs have no float64
     gram = basis @ basis.transpose(1, 2)
-    gram = gram + 1e-3 * torch.eye(len(gram[0]), device=images.device, dtype=gram.dtype)
+    gram = gram + 1e-3 * torch.eye(len(gram[0]), dtype=gram.dtype)
     colors = torch.linalg.solve(gram, basis @ target.transpose(1, 2))
-    return (colors.transpose(1, 2) @ basis).float().view_as(images).clamp(0, 1), coverage
+    fitted = (colors.transpose(1, 2) @ basis).float().view(images.shape)
+    return fitted.to(images.device).clamp(0, 1), coverage
 
 
 def unexplained(images: Tensor, reading: Reading) -> Tensor:

@@ -59,14 +59,14 @@ def fit_linear_pairs(
     weights: Tensor | None = None,
     steps: int = 12,
 ) -> Tensor:
-    """Weights float64 [..., D] of linear rewards fitted to pairs, many fits in one call.
+    """Weights float64 [..., D], on the CPU, of linear rewards fitted to pairs; many fits in one call.
 
     differences [...,N,D] = chosen - rejected features; targets [...,N] in [0,1]; precision > 0 of
     the Gaussian prior on each weight (in features of unit spread); weights [...,N] >= 0 of the
     pairs, 0 leaves a pair out. Newton steps on sum_i w_i CE_i + precision/2 |w|^2, halved where
     the loss would rise.
     """
-    x, y = differences.double(), targets.double()
+    x, y = differences.cpu().double(), targets.cpu().double()  # Apple's GPUs have no float64
     if precision <= 0 or x.ndim < 2 or y.shape != x.shape[:-1] or not y.shape[-1]:
         raise ValueError(
             f"fit_linear_pairs needs differences [...,N,D], targets [...,N], N >= 1 "
@@ -74,7 +74,7 @@ def fit_linear_pairs(
         )
     if not bool(x.isfinite().all() and y.isfinite().all()):
         raise ValueError("a difference or target of the pairs is not finite; leave such pairs out.")
-    share = torch.ones_like(y) if weights is None else weights.double().expand(y.shape)
+    share = torch.ones_like(y) if weights is None else weights.cpu().double().expand(y.shape)
     w = x.new_zeros(*x.shape[:-2], x.shape[-1])
     eye = precision * torch.eye(x.shape[-1], dtype=x.dtype)
 
@@ -109,7 +109,7 @@ def fit_bradley_terry(
     the difference, so there is no bias. Raises ValueError if there is no vote, a number is not
     finite, or the fit does not settle.
     """
-    x, y = (first - second).double(), votes.double()
+    x, y = (first - second).cpu().double(), votes.cpu().double()
     if ridge <= 0 or x.ndim != 2 or not len(x) or y.shape != x.shape[:1]:
         raise ValueError(
             f"fit_bradley_terry needs features [B,D], votes [B] with B >= 1 and "
@@ -126,4 +126,4 @@ def verdicts(delta: Tensor, targets: Tensor, tie: float = 1e-9) -> Tensor:
     """1.0 where the sign of delta [...] is that of the target (> 0.5), 0.0 where not; 0.5 where
     |delta| < tie or the target is 0.5."""
     said = torch.where(delta.abs() < tie, 0, delta.sign())
-    return (0.5 + 0.5 * said * (2 * targets - 1).sign()).double()
+    return (0.5 + 0.5 * said * (2 * targets - 1).sign()).cpu().double()
