@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import statistics
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,24 +120,26 @@ def compare(args: Namespace) -> int:
 
 
 def plot(labels: list[str], curves: list[list[dict]], target: Path) -> Path:
-    """PNG: a panel per metric, a line per run and phase, lines of a run in one color."""
-    from rlgenkit.workbook.show import PALETTE, new_figure, png
+    """PNG: a panel per metric; a color per run, a line per arm, which is the mean over its seeds."""
+    from rlgenkit.workbook.show import LINES, PALETTE, new_figure, png
 
     metrics = dict.fromkeys(k for lines in curves for x in lines for k in x)
     metrics = [k for k in metrics if k not in ("phase", "step")][:6]
+    arms = [*dict.fromkeys(x["phase"].split("/seed")[0] for lines in curves for x in lines)]
     if not metrics:
         raise InputError("None of these runs logged a curve.")
-    figure, axes = new_figure(len(metrics), 1, height=2.2 * len(metrics))
+    figure, axes = new_figure(len(metrics), 1, height=2.4 * len(metrics))
     for axis, metric in zip(axes[:, 0], metrics):
         axis.set_ylabel(metric)
-        for k, lines in enumerate(curves):
-            for phase in dict.fromkeys(x["phase"] for x in lines if metric in x):
-                rows = [x for x in lines if x["phase"] == phase and metric in x]
-                steps, values = [x["step"] for x in rows], [x[metric] for x in rows]
-                axis.plot(steps, values, "-", color=PALETTE[k % len(PALETTE)], alpha=0.7)
-    for k, label in enumerate(labels):
-        axes[0, 0].plot([], [], "-", color=PALETTE[k % len(PALETTE)], label=label)
-    axes[0, 0].legend()
+        for (k, lines), (a, arm) in itertools.product(enumerate(curves), enumerate(arms)):
+            found: dict[int, list[float]] = {}
+            for x in lines:
+                if metric in x and x["phase"].split("/seed")[0] == arm:
+                    found.setdefault(x["step"], []).append(x[metric])
+            means, color = [*map(statistics.fmean, found.values())], PALETTE[k % len(PALETTE)]
+            label = f"{labels[k]}: {arm}" if found else None
+            axis.plot([*found], means, ls=LINES[a % len(LINES)], color=color, label=label)
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     axes[-1, 0].set_xlabel("step")
     target.write_bytes(png(figure))
     return target
