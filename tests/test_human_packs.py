@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rlgenkit.worlds import gridworld, human
-from rlgenkit.worlds.agiqa import AGIQA, load_agiqa
-from rlgenkit.worlds.ava import AVA, load_ava
+from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
 from rlgenkit.worlds.reviews import load_reviews

@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm
 
 from data.human.ava.make import make_ava
-from rlgenkit.worlds.ava import load_ava
+from rlgenkit.worlds.human import load_ava
 from tests.notebook_code import definitions
 
 book = definitions("22")

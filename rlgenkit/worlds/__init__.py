@@ -5,12 +5,13 @@ from rlgenkit._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "agiqa": "TwoRatings load_agiqa",
         "annotators": "cyclic_probability prefer preference_probability rate taste",
         "arithmetic": "",
-        "ava": "PhotoVotes load_ava",
         "gsm8k": "SOLVERS Solutions load_gsm8k",
-        "human": "CaptionVotes HumanRatings load_captions load_geneval load_vader",
+        "human": (
+            "CaptionVotes HumanRatings PhotoVotes TwoRatings load_agiqa load_ava load_captions "
+            "load_geneval load_vader"
+        ),
         "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
         "prompts": (
             "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "

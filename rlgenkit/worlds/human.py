@@ -251,3 +251,62 @@ def load_vader(folder: str | Path = VADER) -> tuple[Tensor, Tensor]:
             "sessions.csv needs batch numbers from 0, and two sessions or more in every batch"
         )
     return ratings.float(), batch
+
+
+AGIQA = DATA / "human" / "agiqa3k"
+AGIQA_COLUMNS = ("prompt", "generator", "quality", "quality_std", "fit", "fit_std")
+
+
+@dataclass(frozen=True)
+class TwoRatings:
+    """N generated images of AGIQA-3K, each with the mean of many people's ratings on two scales.
+
+    mean [N, 2] quality and fit to the prompt, 0..5; spread [N, 2] their standard deviations over
+    raters; prompt Long[N] 0..299; generator Long[N] index into generators, N names such as
+    "midjourney_normal" (model and setting).
+    """
+
+    mean: Tensor
+    spread: Tensor
+    prompt: Tensor
+    generator: Tensor
+    generators: tuple[str, ...]
+
+
+def load_agiqa(folder: str | Path = AGIQA) -> TwoRatings:
+    """The committed ratings, or those of a person's own folder (ratings.csv).
+
+    Source: Li et al. 2023 (2306.04717, MIT). Prompts are kept as numbers, not as texts (some are
+    crude); of the raters only mean and spread.
+    """
+    score = number(float, 0, 5)
+    kinds = dict(zip(AGIQA_COLUMNS, (number(int, 0), text, *[score] * 4)))
+    rows = table(Path(folder) / "ratings.csv", kinds)
+    mean = torch.tensor([rows["quality"], rows["fit"]]).T.contiguous()
+    spread = torch.tensor([rows["quality_std"], rows["fit_std"]]).T.contiguous()
+    names = sorted(set(rows["generator"]))
+    generator = torch.tensor([names.index(name) for name in rows["generator"]])
+    return TwoRatings(mean, spread, torch.tensor(rows["prompt"]), generator, tuple(names))
+
+
+AVA = DATA / "human" / "ava"
+SCORES = tuple(range(1, 11))
+
+
+@dataclass(frozen=True)
+class PhotoVotes:
+    """Votes on N photographs of AVA, photography contests (votes only, no pictures): image Long[N], the photograph's number in AVA;
+    votes Long[N, 10], how many people gave each score from 1 to 10."""
+
+    image: Tensor
+    votes: Tensor
+
+
+def load_ava(folder: str | Path = AVA) -> PhotoVotes:
+    """The committed votes on 12,775 photographs (the validation part of AVA)."""
+    names = ["image", *map(str, SCORES)]
+    rows = table(Path(folder) / "votes.csv", dict.fromkeys(names, number(int, 0)))
+    votes = torch.tensor([rows[name] for name in names[1:]]).T.contiguous()
+    if (votes.sum(1) < 1).any():
+        raise ValueError("votes.csv needs a vote in each row")
+    return PhotoVotes(torch.tensor(rows["image"]), votes)

@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from rlgenkit.worlds.agiqa import AGIQA, COLUMNS
+from rlgenkit.worlds.human import AGIQA, AGIQA_COLUMNS as COLUMNS
 
 from ..packs import write_rows
 

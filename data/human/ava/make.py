@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from rlgenkit.worlds.ava import AVA, SCORES
+from rlgenkit.worlds.human import AVA, SCORES
 
 from ..packs import write_rows
 
