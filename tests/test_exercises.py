@@ -394,6 +394,23 @@ def test_exercises_and_answers_hold_over_seeds(path):
         assert quiz.holds is None or all(quiz.holds(seed) for seed in range(10)), number
 
 
+def test_less_guidance_takes_contrast_from_the_pictures_of_the_tour():
+    """The answer to the first question of 00, at three seeds and fewer steps."""
+    from rlgenkit import models, samplers
+
+    policy = models.load_policy("data/models/flow", "cpu")
+    texts = models.embed(policy, ["a red cat", "three green hearts", "two blue teapots"])
+    for seed in range(3):
+        noise = samplers.initial_noise(3, policy.latent_shape, torch.Generator().manual_seed(seed))
+        contrast = []
+        for guidance in (3.0, 1.0):
+            with torch.no_grad():
+                denoise = models.denoiser(policy, texts, guidance)
+                path = samplers.rollout(denoise, samplers.flow_table(8, kind="ode"), noise)
+                contrast.append(models.decode(policy, path.final).std((1, 2, 3)).mean())
+        assert contrast[1] < 0.95 * contrast[0], seed
+
+
 def test_an_answer_that_depends_on_the_seed_is_found():
     quiz = wb.Quiz("Up?", ["yes", "no"], 0, "It climbs.", holds=lambda seed: seed != 7)
     assert not all(quiz.holds(seed) for seed in range(10))
