@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from rlgenkit.worlds import gridworld, human
 from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.reader import READER, load_reader
 from rlgenkit.worlds.reviews import load_reviews
 
 PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
@@ -193,8 +195,6 @@ def test_rows_that_do_not_fit_together_are_refused(tmp_path):
 
 
 def test_damaged_embeddings_are_refused(tmp_path):
-    from safetensors.torch import save
-
     load, path, rows = own("opinpref", tmp_path)
     assert load(tmp_path).embeddings is None
     file = tmp_path / "embeddings.safetensors"
@@ -225,6 +225,27 @@ def test_a_changed_committed_file_is_refused(tmp_path, monkeypatch):
     refused(load_agiqa, folder, "git checkout -- data/human/agiqa3k/ratings.csv")
     path.unlink()
     refused(load_agiqa, folder, "is missing", "git checkout")
+
+
+def test_a_damaged_truth_meter_is_refused(tmp_path, monkeypatch):
+    """One flipped byte of the committed reader, and what is no reader in a person's own folder."""
+    own_file, copied = (
+        tmp_path / "own" / "model.safetensors",
+        tmp_path / "data" / "models" / "reader",
+    )
+    shutil.copytree(READER, copied)
+    own_file.parent.mkdir()
+    good = (copied / "model.safetensors").read_bytes()
+    for content in (b"", good[:-9], save({"other": torch.zeros(2)})):
+        own_file.write_bytes(content)
+        refused(load_reader, own_file.parent, "holds no weights of a reader")
+    own_file.write_bytes(good)
+    assert load_reader(own_file.parent).training is False
+    shutil.copy(human.DATA / "manifest.json", tmp_path / "data")
+    monkeypatch.setattr(human, "DATA", tmp_path / "data")
+    load_reader(copied)
+    (copied / "model.safetensors").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused(load_reader, copied, "git checkout -- data/models/reader/model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["segment_pairs", "Y"])

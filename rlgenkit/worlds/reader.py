@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import looks
+from .human import checked_bytes
 from .prompts import BACKGROUNDS, COLORS, GLYPHS, KINDS, Prompt
 from .scenes import SHAPES, SIZE
 
@@ -87,16 +88,23 @@ class Reader(nn.Module):
 
 def load_reader(path: str | Path | None = None) -> Reader:
     """The trained reader, frozen, in evaluation mode; `path` is a folder with model.safetensors."""
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     file = Path(path or READER) / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(
             f"no reader at {file.parent}; train it with `python -m rlgenkit models reader`"
         )
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-    reader = Reader(width=weights["stem.0.0.weight"].shape[0])
-    reader.load_state_dict(weights)
+    content = checked_bytes(file)
+    try:
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in load(content).items()}
+        reader = Reader(width=weights["stem.0.0.weight"].shape[0])
+        reader.load_state_dict(weights)
+    except (KeyError, RuntimeError, SafetensorError):
+        raise ValueError(
+            f"{file.name} in {file.parent.name} holds no weights of a reader"
+        ) from None
     return reader.eval().requires_grad_(False)
 
 
