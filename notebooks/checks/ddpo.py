@@ -203,6 +203,19 @@ def _batch(generator):
     return [ratio, advantages, 0.1]
 
 
+# --- 01.q3: the spread of a log-ratio
+
+
+def _halves(seed):
+    """Whether the spread of the log-ratio halves when the latent has four times as many numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    spreads = []
+    for size in (512, 2048):
+        noise = torch.randn(2000, size, generator=generator)
+        spreads.append((0.05 * noise - 0.05**2 / 2).mean(1).std())
+    return abs(spreads[1] / spreads[0] - 0.5) < 0.05
+
+
 EXERCISES = {
     "01.1": wb.Exercise(
         reference=step_log_prob, inputs=_step, minutes=5, difficulty=2,
@@ -291,5 +304,6 @@ QUIZZES = {
         "standard deviations as before. By which factor does the spread of the log-ratio change?",
         ["4", "1/2", "1/4", "it stays"],
         1, "It is d / sqrt(D): half of it at 4 D. So the clip range of a large model is too "
-        "narrow for a small one: 1e-4 at 16,384 numbers becomes 6e-4 at 512."),
+        "narrow for a small one: 1e-4 at 16,384 numbers becomes 6e-4 at 512.",
+        holds=_halves),
 }
