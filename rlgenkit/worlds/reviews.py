@@ -27,12 +27,6 @@ class Reviews:
     ids: Tensor
     ratings: Tensor
 
-    def text(self, ids: Tensor) -> list[str]:
-        """Rows of ids Long[B, L] as words, without PAD and END."""
-        return [
-            " ".join(self.vocabulary[i] for i in row if i not in (PAD, END)) for row in ids.tolist()
-        ]
-
 
 def load_reviews(folder: str | Path = VADER) -> Reviews:
     """The committed sentences, or those of a person's own folder (reviews.csv, sessions.csv)."""
