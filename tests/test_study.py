@@ -125,11 +125,11 @@ def test_figures_are_drawn_from_the_record_alone(whole, tmp_path):
     done = run.execute(TEMPLATE, {"profile": "study"}, tmp_path / "again", 300, quiet=True, env=env)
     assert done.code == 0, done.sentence
     assert pictures(tmp_path / "again") == pictures(whole)
-    claims = [
-        json.loads((out / "results.json").read_text())["claims"]
-        for out in (whole, tmp_path / "again")
+    results = [
+        json.loads((out / "results.json").read_text()) for out in (whole, tmp_path / "again")
     ]
-    assert claims[0] == claims[1] and not list((tmp_path / "again").rglob("*.safetensors"))
+    assert results[0] == results[1]  # provenance too: that of the run that computed the phases
+    assert not list((tmp_path / "again").rglob("*.safetensors"))
 
 
 def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
@@ -157,6 +157,7 @@ def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
     ]
     assert list(map("".join, shown[0])) == list(map("".join, shown[1])), path.stem
     kept = json.loads((RESULTS / f"{path.stem[:2]}.json").read_text(encoding="utf-8"))
+    assert kept["provenance"] == done.results()["provenance"], path.stem
     for old, new in zip(kept["claims"], done.results()["claims"], strict=True):
         assert (old["id"], old["verdict"]) == (new["id"], new["verdict"]), path.stem
         assert new["values"] == pytest.approx(old["values"], rel=1e-4, abs=1e-6), path.stem

@@ -258,18 +258,19 @@ class Run:
             "claims": [asdict(claim) for claim in self._every()],
             "checks": [{"id": id, "statement": text} for id, text in self.checks.items()],
             "numbers": self.numbers,
-            "provenance": provenance(p.device, self._code()),
+            "provenance": self._provenance(),
         }
         content = json.loads(_json(content))
         claims.validate(content)
         return content
 
-    def _code(self) -> dict[str, str | None]:
-        """Hashes of the code that ran: of the notebook's cells, where a command ran it, and of all
-        that the phases reach (code, settings, weights, data files, versions of libraries)."""
-        if self._record:
-            return self._record.about.get("code", {})
-        return {"notebook": self.source, "phases": hashlib.sha256(_json(self._keys)).hexdigest()}
+    def _provenance(self) -> dict[str, Any]:
+        """What computed the phases: hashes of the notebook's cells, where a command ran it, and of all
+        that the phases reach (code, settings, weights, data); as recorded, where drawn again."""
+        if self._record and "provenance" in self._record.about:
+            return self._record.about["provenance"]
+        code = {"notebook": self.source, "phases": hashlib.sha256(_json(self._keys)).hexdigest()}
+        return provenance(self.parameters.device, code)
 
     def finish(self) -> None:
         """Write results.json and the times, show the claims and the provenance."""
@@ -278,18 +279,17 @@ class Run:
         content, every, p = self.results(), self._every(), self.parameters
         source = content["provenance"]
         if p.profile == "study" and not self._record:
-            kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256")
-            used = {k: source[k] for k in ("versions", "code")}
+            kept = ("notebook", "profile", "seeds", "parameters", "claims_sha256", "provenance")
             now = {id: row.threshold for id, row in self.rows.items()}
             first = {"thresholds": {**now, **claims.first_thresholds(p.notebook)}}
-            self._about = {k: content[k] for k in kept} | used | first
+            self._about = {k: content[k] for k in kept} | first
             self._write_record()
         files = {"timings": self.seconds, "computed": sorted(self.computed), "results": content}
         for name, data in files.items():
             checkpoint.write_atomic(self.folder / f"{name}.json", _json(data))
         used = ", ".join(f"{k} {v}" for k, v in source["versions"].items())
         data = (source["data"]["manifest_sha256"] or "no manifest")[:12]
-        code = source["code"].get("phases", "")[:12]
+        code = source.get("code", {}).get("phases", "")[:12]
         if every:
             markdown(claims_table(every, claims.predictions(p.notebook, every)))
         if self.checks:
