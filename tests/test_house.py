@@ -167,10 +167,10 @@ BUDGET = {
     "samplers": 4900,
     "rewards": 16850,
     "optimizers": 9400,
-    "workbook": 28850,
+    "workbook": 30000,
     "commands": 9400,
     "ci": 13850,
-    "data": 20640,
+    "data": 22700,
 }
 
 
