@@ -93,7 +93,7 @@ def test_no_weight_is_drawn_at_random_and_no_pickle_is_read(others, tmp_path, ki
     with pytest.raises(ValueError, match="lacks 1 weights .* save the model again"):
         LOADERS[kind](folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="only pickled weights"):
+    with pytest.raises(ValueError, match="lacks model.safetensors: no pickled"):
         LOADERS[kind](folder)
 
 
@@ -142,6 +142,40 @@ def test_missing_parts_are_named_together_before_any_is_read(pipeline, tmp_path)
     shutil.rmtree(folder / "vae")
     shutil.rmtree(folder / "tokenizer_3")
     with pytest.raises(FileNotFoundError, match="lacks vae, tokenizer_3"):
+        folders.check_pipeline(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "scheduler"])
+@pytest.mark.parametrize("entry", [None, [None, None]], ids=str)
+def test_an_index_without_a_needed_part_is_refused_by_its_name(pipeline, tmp_path, part, entry):
+    folder = copied(pipeline, tmp_path)
+    change(folder / "model_index.json", **{part: entry}, safety_checker=[None, None])
+    with pytest.raises(ValueError, match=f"wants .*None.* as '{part}'"):
+        folders.check_pipeline(folder)
+    shutil.rmtree(folder / part)
+    with pytest.raises(FileNotFoundError, match=f"lacks {part}"):
+        folders.check_pipeline(folder)
+
+
+def test_parts_that_may_be_absent_are_none(pipeline, tmp_path):
+    folder = copied(pipeline, tmp_path)
+    absent = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), [None, None])
+    change(folder / "model_index.json", text_encoder_2=[None, None], **absent)
+    assert folders.check_pipeline(folder)[1]["text_encoder_2"] is None
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_3"])
+@pytest.mark.parametrize("suffix", ["fp16", "other", "index"])
+def test_weights_under_a_name_that_no_loader_reads_are_refused(pipeline, tmp_path, part, suffix):
+    folder = copied(pipeline, tmp_path)
+    file = next((folder / part).glob("*.safetensors"))
+    name = f"{file.stem}.fp16.safetensors"
+    if suffix == "other":  # the name of the other library
+        name = "model.safetensors" if "diffusion" in name else "diffusion_pytorch_model.safetensors"
+    elif suffix == "index":
+        (folder / part / f"{file.stem}.safetensors.index.fp16.json").write_text("{}")
+    file.rename(folder / part / name)
+    with pytest.raises(ValueError, match=f"{part}' lacks {file.name}"):
         folders.check_pipeline(folder)
 
 

@@ -121,7 +121,8 @@ def check_pipeline(folder: Path) -> tuple[dict[str, Any], dict[str, type | None]
     """
     index = read_index(folder)
     names = COMPONENTS[index["_class_name"]]
-    known = [part for part in names if index.get(part) not in (None, [None, None])]
+    # Network, VAE and scheduler must be there; an index may say that it has none of the others.
+    known = [p for p in names if p in names[:3] or index.get(p) not in (None, [None, None])]
     missing = [part for part in known if not (folder / part).is_dir()]
     if missing:
         raise FileNotFoundError(
@@ -132,26 +133,27 @@ def check_pipeline(folder: Path) -> tuple[dict[str, Any], dict[str, type | None]
         if part.split("_")[0] not in ("scheduler", "tokenizer"):
             check_model(folder / part)
     check_committed(folder)
-    classes = {part: _component(folder / part, index[part]) for part in known}
+    classes = {part: _component(folder / part, index.get(part)) for part in known}
     return index, dict.fromkeys(names) | classes
 
 
 def check_model(folder: Path) -> None:
-    """Raise unless `folder` holds whole safetensors weights (headers and lengths only) and a config
-    that asks for no code from elsewhere."""
+    """Raise unless `folder` holds whole safetensors weights (headers and lengths only) of the name
+    that the loaders read, and a config that asks for no code from elsewhere."""
     from safetensors import SafetensorError, safe_open
 
+    config = _json(folder / "config.json", "is missing or no JSON object; copy or save it again.")
     # Precision variants (model.fp16.safetensors) lie beside the weights and are never loaded.
-    files = set(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json"):
+    name = f"{'diffusion_pytorch_' * ('_class_name' in config)}model.safetensors"
+    files = set(folder.glob(name))
+    for index in folder.glob(f"{name}.index.json"):
         shards = _json(index, "is not a readable list of shards; copy it again.").get("weight_map")
         names = set(map(str, shards.values())) if isinstance(shards, dict) else {"weight_map"}
         files |= {folder / Path(name).name for name in names}
     if not files:
-        found = "only pickled weights (.bin)" if list(folder.glob("*.bin")) else "no weights"
         raise ValueError(
-            f"'{folder}' holds {found}; convert them to safetensors with "
-            "save_pretrained(..., safe_serialization=True)."
+            f"'{folder}' lacks {name}: no pickled weights (.bin) and no precision variants are read; "
+            "save the model again with save_pretrained(..., safe_serialization=True)."
         )
     for file in sorted(files):
         try:
@@ -161,7 +163,6 @@ def check_model(folder: Path) -> None:
             raise ValueError(
                 f"'{file}' is missing, truncated or not a safetensors file; copy or train it again."
             ) from None
-    config = _json(folder / "config.json", "is missing or no JSON object; copy or save it again.")
     # Any other name is one of the hub, from which transformers would fetch a kernel and run it.
     kernel = r'attn_implementation": (?!"eager"|"sdpa"|null)'
     if (folder / "adapter_config.json").exists() or re.search(kernel, json.dumps(config)):
