@@ -44,6 +44,21 @@ def student(nb: dict) -> dict:
     return out
 
 
+def answers_aside(nb: dict, stem: str) -> dict[str, str]:
+    """Move the cells that hold references and answers to files that the cell then runs; changes `nb`.
+
+    Returns file name -> code. Notebooks whose answers stand in notebooks/checks have none.
+    """
+    files = {}
+    for i, cell in enumerate(nb["cells"]):
+        code = source(cell)
+        if "check" in tags(cell) or ("exercise" in tags(cell) and "wb.predict(" in code):
+            name = f"answers/{stem[:2]}_{i}.py"
+            files[name] = code + "\n"
+            cell["source"] = f"%run -i {name}"
+    return files
+
+
 def without_solutions(text: str, before_solution: bool) -> str:
     """Markdown without folded solutions, and without the paragraph that announces a solution where
     its cell came next; what it proposes beyond ("Then go further ...") stays."""
@@ -124,6 +139,8 @@ def answers_of(stem: str) -> dict[str, str]:
 
 def write_copies(notebooks: list[Path], kind: str) -> list[Path]:
     """Write build/KIND/NN_slug.ipynb (or .slides.html); returns the paths."""
+    from rlgenkit.workbook.exercises import checks_file
+
     folder = BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
     made = []
@@ -134,6 +151,10 @@ def write_copies(notebooks: list[Path], kind: str) -> list[Path]:
             text = slides(nb)
         else:
             changed = student(nb) if kind == "student" else solutions(nb, answers_of(path.stem))
+            if kind == "student" and not checks_file(path.stem).is_file():
+                for name, code in answers_aside(changed, path.stem).items():
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    (folder / name).write_text(code, encoding="utf-8")
             text = text_of(normalize(changed))
         target.write_text(text, encoding="utf-8")
         made.append(target)

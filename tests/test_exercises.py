@@ -363,6 +363,23 @@ def test_every_student_copy_is_a_notebook_without_solutions(path):
     assert "<summary>Solution" not in text and "The solution, with" not in text
 
 
+WITH_ANSWERS = [path for path in series() if not exercises.checks_file(path.stem).is_file()]
+
+
+@pytest.mark.parametrize("path", WITH_ANSWERS, ids=lambda path: path.stem)
+def test_answers_that_stand_in_a_notebook_leave_its_student_copy(path, tmp_path, monkeypatch):
+    """Cells with references and answers become files beside the copy, which the cell runs."""
+    monkeypatch.setattr(export, "BUILD", tmp_path)
+    (copy,) = export.write_copies([path], "student")
+    code = [lint.source(c) for c in committed.read(copy)["cells"] if c["cell_type"] == "code"]
+    assert not any("wb.Check(" in text or "wb.predict(" in text for text in code)
+    runs = [text.split()[-1] for text in code if text.startswith("%run")]
+    kept = [(copy.parent / name).read_text(encoding="utf-8") for name in runs]
+    for c in committed.read(path)["cells"]:
+        if "check" in lint.tags(c):
+            assert lint.source(c) + "\n" in kept
+
+
 def test_checks_belong_to_notebooks():
     slugs = {path.stem.split("_", 1)[1] for path in [*series(), TEMPLATE]}
     assert {path.stem for path in (NOTEBOOKS / "checks").glob("*.py")} <= slugs

@@ -169,7 +169,7 @@ BUDGET = {
     "optimizers": 9400,
     "workbook": 30000,
     "commands": 9400,
-    "ci": 13850,
+    "ci": 14000,
     "data": 22700,
 }
 
