@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import re
 import struct
 from functools import lru_cache
@@ -175,6 +176,51 @@ def test_foreign_html_is_shown_and_not_run(text, make):
     assert loads(page) == [] and page.elements[-1][0] != "body"
 
 
+FORMULAS = [
+    r"\text{%s}",
+    r"\mbox{%s}",
+    r"\tag{%s}",
+    r"\href{%s}{x}",
+    r"\style{%s}{x}",
+    r"\class{%s}{x}",
+    r"\color{%s}{x}",
+    r"\hspace{%s}",
+    r"\operatorname{%s}",
+    r"\begin{array}{%s}a\end{array}",
+]
+IN_FORMULAS = [
+    "<script>alert(1)</script>",
+    "<svg/onload=alert(1)>",
+    "<img src=x onerror=alert(1)>",
+    '1em"><script>alert(1)</script>',
+    "javascript:alert(1)",
+    'x" onclick="alert(1)',
+    "</math><script>alert(1)</script>",
+]
+HARMLESS = {"displaystyle", "scriptlevel", "mathvariant", "stretchy", "width", "display"}
+HARMLESS |= {"movablelimits", "columnalign"}
+
+
+@pytest.mark.parametrize("latex", FORMULAS)
+def test_foreign_html_in_formulas_is_shown_and_not_run(latex):
+    """In Markdown, in HTML whose text is escaped as pandas does it, and in a cell of a table."""
+    for text in IN_FORMULAS:
+        raw = latex % text
+        quoted = f"<td>${html.escape(raw)}$</td>"
+        cells = [markdown_cell(f"${raw}$\n\n$$\n{raw}\n$$\n\n<p>${html.escape(raw)}$</p>")]
+        cells += [markdown_cell(f"| a |\n|---|\n| ${raw}$ |"), code_cell(shown(text_html=quoted))]
+        page = Page("".join(piece for cell in cells for piece in pages.pieces(cell)))
+        plain = {"p", "td", "th", "tr", "table", "thead", "tbody", "div", "span", "pre", "code"}
+        inside = [(t, a) for t, a in page.elements if t not in plain]
+        assert all(t == "math" or re.fullmatch("m[a-z]+", t) for t, _ in inside), inside
+        assert {k for _, a in inside for k in a} <= HARMLESS, inside
+
+
+def test_text_in_formulas_is_read_as_it_stands():
+    assert "<mtext>a&#x000A0;&lt;&#x000A0;b</mtext>" in pages.formula(r"\text{a < b}")
+    assert "<mo>&#x0003C;</mo>" in pages.formula("a < b")
+
+
 def test_links_and_pictures_of_markdown():
     text = (
         "[x](javascript:alert(1)) [y](https://example.org) ![far away](https://example.org/a.png)"
@@ -195,6 +241,9 @@ def png(width: int, height: int) -> str:
 
 def test_what_is_broken_ends_no_good_run():
     cells = [markdown_cell("![lost](attachment:a.png)"), code_cell(shown(image_png="AAAA"))]
+    cells += [{**cells[0], "attachments": {"a.png": odd}} for odd in (None, 5, {})]
+    cells += [code_cell(shown({"image/png": odd}, image_png="AAAA")) for odd in (None, 5)]
+    cells += [code_cell(shown(application_json=odd)) for odd in (None, 5, [1], {"a": None})]
     assert "lost" in pages.page(notebook(*cells)) and pages.slides(notebook(*cells))
 
 

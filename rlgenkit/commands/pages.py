@@ -10,8 +10,9 @@ import re
 import struct
 from html import escape, unescape
 from pathlib import Path
+from xml.etree.ElementTree import tostring
 
-from latex2mathml.converter import convert
+from latex2mathml.converter import convert_to_element
 from nbconvert.filters import strip_ansi
 from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 from pygments import highlight
@@ -28,6 +29,11 @@ PLAIN = re.compile(
     rf"(</?(?:{TAGS})(?:\s+(?:align|border|class|colspan|open|rowspan|style)"
     r'(?:="[\w\s.:;%-]*")?)*\s*/?>|<img\s+alt="[^"]*"\s+src="data:image/[^"]*"\s*/?>)'
 )
+# What the converter writes besides: xmlns, and what the text chose: href, style, class, id, colors.
+MATH = re.compile(
+    "accent|column|depth|display|fence|form|height|largeop|line|[lr]space|mathsize|mathvariant|max|"
+    "min|movable|notation|row|script|separator|stretchy|voffset|width"
+)
 TEX = re.compile(r"\$\$(.+?)\$\$|\$([^\s$](?:[^$]*?[^\s$])?)\$", re.S)
 PICTURES = ("image/svg+xml", "image/png", "image/jpeg")
 # Sizes of slides in rem, of which 64 x 36 fill the screen.
@@ -35,12 +41,18 @@ WIDE, HIGH, FIGURE = 60.0, 30.0, 24.0
 
 
 def formula(latex: str, display: str = "inline") -> str:
-    """MathML; the text as it stands where it cannot be read."""
+    """MathML of harmless elements and attributes; the text as it stands where it cannot be read."""
+    text = latex.replace(r"\arg\m", r"\operatorname{arg}\m")
     try:
-        made = convert(latex.replace(r"\arg\m", r"\operatorname{arg}\m"), display=display)
+        tree = convert_to_element(text, display=display)
+        for node in tree.iter():
+            node.attrib = {k: v for k, v in node.attrib.items() if MATH.match(k)}
+        made = tostring(tree, encoding="unicode")
     except Exception:  # the converter has no common class of errors
         made = "\\"
-    return f"<code>{escape(latex)}</code>" if "\\" in made else re.sub(' xmlns="[^"]*"', "", made)
+    if "\\" in made:
+        return f"<code>{escape(latex)}</code>"
+    return re.sub("&amp;(#x[0-9A-Fa-f]+;)", r"&\1", made)  # the converter's own, and inert as text
 
 
 def plain(html: str) -> str:
@@ -82,7 +94,7 @@ class Renderer(IPythonRenderer):
     def image(self, text, url, title=None):
         try:
             url = self._embed_image_or_attachment(url)
-        except InvalidNotebook:  # no such attachment
+        except (InvalidNotebook, TypeError, StopIteration):  # no such attachment, or an odd one
             pass
         return picture(unescape(text), url)
 
@@ -114,7 +126,7 @@ def output_pieces(output: dict) -> list[str]:
     if "data" not in output:
         lines = output.get("text") or "\n".join(output.get("traceback", []))
         return [f"<pre>{escape(strip_ansi(''.join(lines)))}</pre>"]
-    data = {k: v if isinstance(v, dict) else "".join(v) for k, v in output["data"].items()}
+    data = {k: "".join(v) if "/json" not in k else v for k, v in output["data"].items()}
     if WIDGET in data:
         return []
     if "text/markdown" in data:
@@ -123,8 +135,9 @@ def output_pieces(output: dict) -> list[str]:
         return [plain(data["text/html"])]
     for kind in PICTURES:
         if kind in data:
-            alt = output["metadata"].get(kind, {}).get("alt") or data.get("text/plain", "figure")
-            return [figure(alt, kind, data[kind])]
+            meta = output["metadata"].get(kind)
+            alt = meta.get("alt") if isinstance(meta, dict) else None
+            return [figure(str(alt or data.get("text/plain", "figure")), kind, data[kind])]
     if "application/json" in data:
         data["text/plain"] = json.dumps(data["application/json"], indent=1)
     return [f"<pre>{escape(data.get('text/plain', ''))}</pre>"]
