@@ -12,7 +12,7 @@ import pytest
 from ci import check, export
 from rlgenkit.__main__ import PASSED_ON, main
 from rlgenkit.commands import run, sweep
-from rlgenkit.commands.places import BUILD, ROOT, RUNS, TEMPLATE, ended
+from rlgenkit.commands.places import BUILD, ROOT, RUNS, TEMPLATE, ended, read
 
 
 @pytest.fixture
@@ -41,6 +41,12 @@ def refused(capsys, *argv: str) -> str:
     return said
 
 
+def odd(**parts) -> str:
+    """A notebook of one code cell with parts of a wrong kind."""
+    cell = {"cell_type": "code", "id": "a", "source": "1", "metadata": {}, "outputs": []}
+    return json.dumps({"cells": [{**cell, **parts}], "metadata": {}})
+
+
 BROKEN = {
     "no JSON": "not json",
     "an empty object": "{}",
@@ -51,7 +57,30 @@ BROKEN = {
     "no outputs": '{"cells": [{"cell_type": "code", "source": "a", "metadata": {}, "id": "a"}],'
     ' "metadata": {}}',
     "bytes": b"\xff\xfe\x00",
+    "a hundred thousand brackets": "[" * 100_000,
+    "null as metadata": odd(metadata=None),
+    "null as metadata of the whole": odd().replace('"metadata": {}}', '"metadata": null}'),
+    "a number as its hash": odd()[:-2] + '{"rlgenkit": 5}}',
+    "null as tags": odd(metadata={"tags": None}),
+    "a number in tags": odd(metadata={"tags": [5]}),
+    "null as slide": odd(metadata={"slideshow": None}),
+    "a number as source": odd(source=5),
+    "a number in source": odd(source=["a", 5]),
+    "a dict as source": odd(source={}),
+    "null as kind": odd(cell_type=None),
+    "null as id": odd(id=None),
+    "null as outputs": odd(outputs=None),
+    "null as an output": odd(outputs=[None]),
+    "a number as printed text": odd(outputs=[{"output_type": "stream", "text": 5}]),
+    "null as traceback": odd(outputs=[{"output_type": "error", "traceback": None}]),
+    "null as data": odd(outputs=[{"output_type": "display_data", "data": None}]),
+    "null as HTML": odd(outputs=[{"output_type": "display_data", "data": {"text/html": None}}]),
 }
+
+
+def test_a_notebook_of_few_parts_is_whole(tmp_path):
+    (tmp_path / "a.ipynb").write_text(odd(source=["a", "b"]), encoding="utf-8")
+    assert read(tmp_path / "a.ipynb")["cells"][0]["source"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -143,6 +172,18 @@ def test_equal_values_run_once_in_folders_of_their_own(started, capsys):
     folders = [folder for _, folder, _ in started[1:]]
     assert len(set(folders)) == 4 and all(f.parent == RUNS / "_template" for f in folders)
     assert {limit for _, _, limit in started[1:]} == {7}
+
+
+def test_what_resolves_to_equal_values_runs_once(started):
+    main(["sweep", "_template", "n_seeds=None,2,3", "device=cpu", "--profile", "quick"])
+    assert [values["n_seeds"] for values, _, _ in started] == [None, 3]  # the preset is 2
+    assert len({folder for _, folder, _ in started}) == 2
+
+
+@pytest.mark.parametrize("span", ["0..99999999999", "0..1000", "1,2,0..998", f"0..{'9' * 300}"])
+def test_a_long_range_is_refused_before_it_is_made(span, capsys, started):
+    said = refused(capsys, "sweep", "_template", f"seed={span}")
+    assert "more than 1000 values" in said and started == []
 
 
 def test_a_huge_grid_is_refused_before_the_notebook_is_inspected(monkeypatch, capsys):

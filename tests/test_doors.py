@@ -211,6 +211,19 @@ def test_texts_of_the_command_line_arrive_or_are_refused(book, kind, value):
         assert stop.code == 2 and re.match(r"-(?!\.?\d)", text)
 
 
+def test_none_is_the_preset_and_quoted_a_text(book):
+    for text, right in (("None", "preset"), ("'None'", "None"), ('"None"', "None"), ("'a'", "'a'")):
+        assert command_line(book, "a_str", text).a_str == right
+    assert command_line(book, "a_int", "None").a_int == 7
+
+
+def test_a_run_folder_with_a_nul_is_refused(book):
+    with pytest.raises(wb.ParameterError, match="^`out_dir` holds a NUL character"):
+        by_y(book, "out_dir", "a\0b")
+    with pytest.raises(InputError, match="^`out_dir` holds a NUL character"):
+        command_line(book, "out_dir", "a\0b")
+
+
 def test_a_negative_exponent_is_no_option(book):
     assert command_line(book, "a_float", "-1e-4").a_float == -1e-4
 

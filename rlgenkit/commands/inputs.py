@@ -7,15 +7,21 @@ from typing import Any
 
 from .places import InputError
 
+MOST_RUNS = 1000  # of a sweep, and so values of an axis
+
 
 def split_values(text: str) -> list[str]:
     """'a,b' -> [a, b]; '0..4' -> [0, 1, 2, 3, 4]; mixed forms such as '0..2,9' work too."""
     values = []
     for part in text.split(","):
-        if span := re.fullmatch(r"\s*(-?\d+)\.\.(-?\d+)\s*", part):
+        if span := re.fullmatch(r"\s*(-?\d{1,999})\.\.(-?\d{1,999})\s*", part):
             first, last = int(span[1]), int(span[2])
             if last < first:
                 raise InputError(f"The range {part.strip()} runs backwards; write {last}..{first}.")
+            if last - first >= MOST_RUNS - len(values):
+                raise InputError(
+                    f"{text.strip()[:80]} holds more than {MOST_RUNS} values; name fewer."
+                )
             values += [str(i) for i in range(first, last + 1)]
         elif part.strip():
             values.append(part.strip())
@@ -26,11 +32,12 @@ def split_values(text: str) -> list[str]:
 
 def typed(text: str, kind: str) -> Any:
     """What the text means for a parameter declared as `kind`; a text that does not fit stays one,
-    so that the check of the workbook can name it."""
+    so that the check of the workbook can name it.  None stands for the preset; a text parameter
+    becomes the text None by 'None', in quotes of its own."""
     if text == "None":
         return None
     if kind == "str":
-        return text
+        return "None" if text in ("'None'", '"None"') else text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

@@ -11,10 +11,8 @@ from pathlib import Path
 
 from . import run
 from .experiment import aligned, default_out_dir, limit_of, shown
-from .inputs import checked_parameters, split_values
+from .inputs import MOST_RUNS, checked_parameters, split_values
 from .places import RUNS, InputError, find
-
-MOST_RUNS = 1000
 
 
 def command(args: Namespace) -> int:
@@ -24,10 +22,11 @@ def command(args: Namespace) -> int:
     jobs = min(args.jobs, len(grid))
     print(f"{len(grid)} runs of {notebook.stem}, {jobs} at a time", flush=True)
 
-    def one(parameters: dict) -> run.Outcome:
+    def one(folder: Path) -> run.Outcome:
         from .pages import write_page
 
-        limit, folder = limit_of(args.limit, parameters), default_out_dir(notebook, parameters)
+        parameters = grid[folder]
+        limit = limit_of(args.limit, parameters)
         done = run.execute(notebook, parameters, folder, limit, quiet=True)
         if not done.code:
             write_page(done.notebook)
@@ -37,7 +36,7 @@ def command(args: Namespace) -> int:
 
     with ThreadPoolExecutor(jobs) as pool:
         outcomes = list(pool.map(one, grid))
-    join(RUNS / notebook.stem / ("sweep-" + "-".join(axes)), list(axes), grid, outcomes)
+    join(RUNS / notebook.stem / ("sweep-" + "-".join(axes)), list(axes), [*grid.values()], outcomes)
     return max(o.code for o in outcomes)
 
 
@@ -59,14 +58,21 @@ def read_axes(texts: list[str]) -> dict[str, list[str]]:
     return axes
 
 
-def combinations(notebook: Path, axes: dict[str, list[str]], profile: str | None) -> list[dict]:
-    """Checked parameters of every run; each value is checked once, equal ones run once."""
+def combinations(
+    notebook: Path, axes: dict[str, list[str]], profile: str | None
+) -> dict[Path, dict]:
+    """Run folder -> checked parameters; each value is checked once, and what resolves to equal
+    values, as None and the preset do, runs once."""
     fixed = [("profile", profile)] if profile else []
-    values = []
-    for name, texts in axes.items():
-        each = [checked_parameters(notebook, [*fixed, (name, text)]) for text in texts]
-        values.append([x for k, x in enumerate(each) if x not in each[:k]])
-    return [{k: v for part in row for k, v in part.items()} for row in itertools.product(*values)]
+    values = [
+        [checked_parameters(notebook, [*fixed, (name, text)]) for text in dict.fromkeys(texts)]
+        for name, texts in axes.items()
+    ]
+    grid: dict[Path, dict] = {}
+    for row in itertools.product(*values):
+        parameters = {k: v for part in row for k, v in part.items()}
+        grid.setdefault(default_out_dir(notebook, parameters), parameters)
+    return grid
 
 
 def join(base: Path, names: list[str], grid: list[dict], outcomes: list[run.Outcome]) -> None:

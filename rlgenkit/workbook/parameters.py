@@ -229,6 +229,8 @@ def resolve(declaration: Declaration, given: Mapping[str, Any]) -> dict[str, Any
             raise ParameterError(f"`{name}` is None and profile `{profile}` has no preset for it")
         in_range(name, value, ranges.get(name))
     values["device"] = device_of(values["device"])
+    if "\0" in (values["out_dir"] or ""):
+        raise ParameterError("`out_dir` holds a NUL character, which no folder can; take it out")
     values["out_dir"] = values["out_dir"] and os.path.expanduser(values["out_dir"])
     values["seeds"] = list(range(values["seed"], values["seed"] + values["n_seeds"]))
     return {name: values[name] for name in [*types, *sorted(set(values) - set(types))]}
