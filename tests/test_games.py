@@ -1,6 +1,7 @@
 """Games: minimax winners against closed forms and brute force; exploitability; win rates."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -94,6 +95,34 @@ def test_win_rates():
     assert torch.allclose(o.group_win_rates(batch)[1], -o.group_win_rates(duels))
     with pytest.raises(ValueError, match="no opponent"):
         o.group_win_rates(torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_rate_is_made_of_duels_that_are_not_finite(bad):
+    duels = torch.zeros(2, 3, 3)
+    duels[1, 0, 0] = bad  # against itself: does not count
+    assert o.group_win_rates(duels).tolist() == [[0.0] * 3] * 2
+    duels[1, 0, 2] = bad
+    with pytest.raises(ValueError, match=r"sample \[1, 0, 2\] is"):
+        o.group_win_rates(duels)
+    with pytest.raises(ValueError, match=r"sample \[0, 2\] is"):
+        o.win_rates(duels[1].fill_diagonal_(0))
+    with pytest.raises(ValueError, match="no opponent"):
+        o.win_rates(torch.zeros(1, 2), torch.tensor([[math.nan, 1]]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_weight_is_made_of_numbers_that_are_not_finite(bad):
+    with pytest.raises(ValueError, match="sample 1 is"):
+        o.nft_optimality(torch.tensor([0.0, bad]))
+    zeros = torch.zeros(2, 1)
+    for call in (
+        lambda: o.nft_optimality(zeros[:, 0], clip=math.nan),
+        lambda: o.rwr_weights(zeros[:, 0], math.nan),
+        lambda: o.nft_terms(zeros, zeros, zeros, zeros[:, 0], strength=math.nan),
+    ):
+        with pytest.raises(ValueError, match="must be > 0, got nan"):
+            call()
 
 
 def test_a_position_bias_cancels_in_both_orders():

@@ -432,7 +432,7 @@ def test_what_no_table_can_honor_is_refused_in_one_sentence():
     sd, xl, dpm, flow = (published(n) for n in (*DISCRETE[:2], DISCRETE[3], "flux.1-dev"))
     still = published("flux.1-schnell")
     for call, word in (
-        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[0], skip_prk_steps=False), 10), "use another number"),
+        (lambda: s.ddim_table_from_scheduler(published(DISCRETE[0], skip_prk_steps=False), 10), "skip_prk_steps of PNDMScheduler must be True"),
         (lambda: s.ddim_table_from_scheduler(published(DISCRETE[1], use_karras_sigmas=True), 10), "use_karras_sigmas"),
         (lambda: s.ddim_table_from_scheduler(published(DISCRETE[3], use_lu_lambdas=True), 10), "use_lu_lambdas"),
         (lambda: s.ddim_table_from_scheduler(published(DISCRETE[3], thresholding=True), 10), "thresholding"),
@@ -660,9 +660,10 @@ def test_bad_input_is_named():
         {"kind": "cps", "noise": 1.5},
         {"sigmas": [1.0, 0.5]},
         {"shift": 0.0},
+        *({name: x} for name in ("noise", "shift") for x in (math.nan, math.inf)),
     )
     for arguments in wrong:
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="must be|not both|not finite"):
             s.flow_table(10, **arguments)
     for sigmas in ([0.5, 1.0], [2.0, 0.0], [1.0]):
         with pytest.raises(ValueError, match="fall strictly"):
@@ -680,6 +681,34 @@ def test_bad_input_is_named():
         )
     with pytest.raises(ValueError, match="steps"):
         s.replay(Network(), s.rollout(Network(), s.flow_table(4), noise(1), generator()), [4])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_no_table_has_entries_that_are_not_finite(bad):
+    holed = ABAR.clone()
+    holed[500] = bad
+    for call in (
+        lambda: s.ddim_table(ABAR, [500, 100], final_alpha_cumprod=bad),
+        lambda: s.ddim_table(holed, [500, 100]),
+        lambda: s.ddim_table(holed, [500, 100], prediction="v"),
+        lambda: s.ddim_table(torch.ones(1000), [500, 100]),
+        lambda: s.consistency_table(holed, [500, 100]),
+        lambda: s.consistency_table(ABAR, [500, 100], sigma_data=bad),
+        lambda: s.consistency_table(ABAR, [500, 100], timestep_scaling=bad),
+        lambda: s.flow_table(4, "dance", noise=1e200),
+        lambda: s.flow_table(4, noise=math.inf),
+    ):
+        with pytest.raises(ValueError, match="table has entries that are not finite"):
+            call()
+
+
+def test_a_scheduler_that_names_no_prediction_predicts_the_noise():
+    from diffusers import RePaintScheduler
+
+    levels = dict(beta_schedule="linear", clip_sample=False)
+    table = s.ddim_table_from_scheduler(RePaintScheduler(**levels), 10)
+    other = s.ddim_table(RePaintScheduler(**levels).alphas_cumprod, table.t, 1.0, "epsilon", 1.0)
+    assert torch.equal(table.a, other.a) and torch.equal(table.b, other.b) and len(table) == 10
 
 
 @pytest.mark.parametrize("kind", ["ode", "flow", "dance", "cps"])

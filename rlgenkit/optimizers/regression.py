@@ -20,7 +20,7 @@ def rwr_weights(
 
     With groups Long[B] the softmax is taken inside each group and every group gets the same total.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     numbers, mask = checked(values, valid)
     if not mask.any():
@@ -40,7 +40,10 @@ def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor)
 
 
 def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
-    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from group advantages [B]."""
+    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from finite group advantages [B]."""
+    if not clip > 0:
+        raise ValueError(f"clip must be > 0, got {clip}")
+    checked(advantages)
     return (advantages / (2 * clip) + 0.5).clamp(0, 1)
 
 
@@ -60,7 +63,7 @@ def nft_terms(
     clean-latent space (error sigma |v+- - v|), every branch divided by its detached mean absolute
     error, and all by b.
     """
-    if strength <= 0:
+    if not strength > 0:
         raise ValueError(f"strength must be > 0, got {strength}")
     old = old_velocity.detach().float()
     positive = (1 - strength) * old + strength * velocity.float()
@@ -71,7 +74,7 @@ def nft_terms(
         if sigma is None:
             errors.append(gap.square().mean(1))
             continue
-        gap = gap * sigma.to(gap).view(-1, 1)
+        gap = gap * sigma.to(gap)[:, None]
         scale = gap.detach().abs().mean(1).clamp(min=1e-5)
         errors.append(gap.square().mean(1) / scale / strength)
     return optimality * errors[0] + (1 - optimality) * errors[1]

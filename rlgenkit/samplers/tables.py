@@ -60,6 +60,12 @@ class StepTable:
     def __post_init__(self) -> None:
         names = ("a", "b", "std", "dt", "sigma", "a_ode", "b_ode", "a_x0", "b_x0")
         made = {name: getattr(self, name).float() for name in names}
+        for name in names:  # a sampler may have no step without noise
+            if "ode" not in name and not made[name].isfinite().all():
+                raise ValueError(
+                    f"'{name}' of this {self.kind} table has entries that are not finite: check its "
+                    "levels, times and numbers"
+                )
         noisy = made["std"] >= LEAST_STD
         made["std"] = torch.where(noisy, made["std"], 0.0)
         std = made["std"].double()
@@ -107,7 +113,7 @@ def windowed(table: StepTable, window: Iterable[int] | None) -> StepTable:
 
 def flow_sigmas(n_steps: int, shift: float = 1.0) -> Tensor:
     """Noise levels 1 -> 0, evenly spaced and then shifted (SD3, eq. 23): float64 [n_steps + 1]."""
-    if n_steps < 1 or shift <= 0:
+    if n_steps < 1 or not 0 < shift < 1e9:
         raise ValueError(f"n_steps must be >= 1 and shift > 0, got {n_steps} and {shift}")
     u = torch.linspace(1.0, 0.0, n_steps + 1, dtype=torch.float64)
     return shift * u / (1 + (shift - 1) * u)
@@ -155,7 +161,7 @@ def flow_table(
         raise ValueError(f"kind must be one of {', '.join(FLOW_KINDS)}, got {kind!r}")
     if (n_steps is None) == (sigmas is None):
         raise ValueError("give either n_steps or sigmas, not both")
-    if noise < 0 or (kind == "cps" and noise > 1):
+    if not noise >= 0 or (kind == "cps" and noise > 1):
         raise ValueError(f"noise must be >= 0 (and <= 1 for cps), got {noise}")
     level = flow_sigmas(n_steps, shift) if sigmas is None else torch.as_tensor(sigmas).double()
     falls = level.ndim == 1 and len(level) > 1 and bool((level.diff() < 0).all())
@@ -283,11 +289,13 @@ def _levels(scheduler: object, n_steps: int) -> tuple[Tensor, Tensor, str]:
     config, name = _settings(scheduler, n_steps), type(scheduler).__name__
     if not hasattr(scheduler, "alphas_cumprod") or config.get("timestep_type") == "continuous":
         raise ValueError(f"this {name} has no noise levels at whole times: use another scheduler")
+    if config.get("skip_prk_steps") is False:
+        raise ValueError(f"skip_prk_steps of {name} must be True: no table takes PRK's half steps")
     scheduler.set_timesteps(n_steps)
     times = scheduler.timesteps.cpu().double().round().long().unique().flip(0)
     if len(times) != n_steps:
         raise ValueError(f"{name} makes {len(times)} times of {n_steps} steps: use another number")
-    kind = config["prediction_type"]
+    kind = config.get("prediction_type", "epsilon")  # RePaint knows no other
     return scheduler.alphas_cumprod, times, "v" if kind == "v_prediction" else kind
 
 
