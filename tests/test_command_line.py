@@ -60,7 +60,7 @@ BROKEN = {
     "a hundred thousand brackets": "[" * 100_000,
     "null as metadata": odd(metadata=None),
     "null as metadata of the whole": odd().replace('"metadata": {}}', '"metadata": null}'),
-    "a number as its hash": odd()[:-2] + '{"rlgenkit": 5}}',
+    "a number as its hash": odd().replace('"metadata": {}}', '"metadata": {"rlgenkit": 5}}'),
     "null as tags": odd(metadata={"tags": None}),
     "a number in tags": odd(metadata={"tags": [5]}),
     "null as slide": odd(metadata={"slideshow": None}),
