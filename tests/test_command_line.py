@@ -44,6 +44,7 @@ def refused(capsys, *argv: str) -> str:
 def odd(**parts) -> str:
     """A notebook of one code cell with parts of a wrong kind."""
     cell = {"cell_type": "code", "id": "a", "source": "1", "metadata": {}, "outputs": []}
+    cell["execution_count"] = None
     return json.dumps({"cells": [{**cell, **parts}], "metadata": {}})
 
 
