@@ -1,10 +1,12 @@
 """The run record: phases resume to the bit, follow code and values, survive damage and neighbors."""
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -93,9 +95,11 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path):
     assert child.exitcode == -signal.SIGKILL
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 9 + 6  # the line of the killed step is there, its checkpoint is not
-    seed_all(99)  # a resumed process starts with other global generators
+    seed_all(0)
     resumed = train(started(tmp_path / "cut"))
     assert same(whole, resumed)
+    random.random(), np.random.rand()  # start() seeds those that differ from process to process
+    torch.manual_seed(0)
     run = started(tmp_path / "cut")
     assert same(whole, train(run)) and run.computed == []  # all restored, nothing run
     logs = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "cut")]
@@ -403,6 +407,105 @@ def test_generators_of_every_library_are_reached_restored_and_stored(tmp_path, m
     assert (one, two, three) == (["x", "a"], [], ["x", "a"]) and first == second != other
 
 
+SEEDED = """
+torch.manual_seed(SEED)
+draw = run.result("draw", lambda: torch.rand(1).item())
+torch.manual_seed(SEED)
+run.result("still", lambda: 1)
+after = run.result("after", lambda: torch.rand(1).item())
+for step in run.steps(2, "loop"):
+    run.log(step, reward=torch.rand(1))
+last = run.result("last", lambda: run.metrics("loop")["reward"][1])
+free = run.result("free", lambda: [random.random(), np.random.rand()])
+draws = [draw, after, last, *free]
+"""
+
+
+def test_global_generators_count_where_a_phase_draws_from_them(tmp_path, capsys):
+    def draws(seed, folder="a"):
+        space = {"__name__": "__main__", "torch": torch, "np": np, "random": random, "SEED": seed}
+        run = space["run"] = started(tmp_path / folder)
+        exec(compile(SEEDED, "<cell>", "exec"), space)
+        return space["draws"], run.computed
+
+    drawing = ["draw", "after", "loop", "last"]
+    first, computed = draws(1)
+    assert sorted(computed) == sorted([*drawing, "still", "free"])
+    assert draws(1) == (first, [])
+    second, computed = draws(2)
+    assert computed == drawing and second[:3] != first[:3] and second[3:] == first[3:]
+    assert "draw: the global generators begin in another state" in capsys.readouterr().out
+    assert draws(2) == (second, []) and draws(2, "b")[0] == second
+
+
+class Noisy(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("noise", torch.ones(1), persistent=False)
+        self.layer = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.layer(x * self.noise)
+
+
+def test_buffers_that_are_not_saved_and_hooks_count(tmp_path):
+    net, factor, run = Noisy(), [2.0], started(tmp_path)
+
+    def value():
+        return run.result("x", lambda: net(torch.ones(1)).item())
+
+    assert value() == 1
+    net.noise += 1
+    assert value() == 2
+    hook = net.layer.register_forward_hook(lambda *args: args[-1] * factor[0])
+    assert value() == 4
+    factor[0] = 3.0
+    assert value() == value() == 6 and run.computed == ["x"] * 4
+    hook.remove()
+    assert value() == 2 and run.computed == ["x"] * 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "open('data.txt').read()",
+        "Path('data.txt').read_text()",
+        "int(os.environ['VALUE'])",
+        "os.getenv('VALUE')",
+        "globals()['HIDDEN']",
+        "eval('HIDDEN')",
+        "getattr(sys.modules['__main__'], 'HIDDEN', 1)",
+        "np.loadtxt('data.txt')",
+        "torch.load('x')",
+    ],
+)
+def test_a_phase_that_reads_what_it_does_not_name_is_computed_anew(body):
+    space = {"__name__": "__main__"}
+    exec(f"def f():\n    return {body}\ndef g():\n    return f()", space)
+    with pytest.raises(Unhashable, match="it reads through `"):
+        Reach().feed(space["g"], "g")
+    space["__name__"] = "rlgenkit.models.folders"
+    Reach().feed(space["g"], "g")
+
+
+def test_the_default_type_and_the_members_of_sets_count(tmp_path):
+    @dataclass(frozen=True)
+    class Arm:
+        rate: float
+
+        def __repr__(self):
+            return "Arm"
+
+    run, arms = started(tmp_path), {Arm(1.0)}
+    for kind in (torch.float32, torch.float64, torch.float32):
+        torch.set_default_dtype(kind)
+        assert run.result("kind", lambda: str(torch.ones(1).dtype)) == str(kind)
+    for rate in (1.0, 2.0):
+        arms = {Arm(rate)}
+        assert run.result("rate", lambda: [arm.rate for arm in arms]) == [rate]
+    assert run.computed == ["kind"] * 2 + ["rate"] * 2
+
+
 # --- what comes back
 
 
@@ -443,6 +546,31 @@ def test_arrays_come_back_with_type_and_shape(tmp_path):
         )
     back["mask"][0] = False  # what comes back is no live view of what was passed
     assert parts["mask"].item() is True
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.ones(2, device="meta"),
+        10**5000,
+        functools.reduce(lambda x, _: [x], range(5000), []),
+        [np.array(["a"])],
+        [torch.ones(1, dtype=torch.complex128)],
+    ],
+    ids="sparse quantized meta digits deep words complex".split(),
+)
+def test_no_finished_result_is_lost(tmp_path, value, capsys):
+    assert started(tmp_path).result("x", lambda: value) is value
+    assert re.search("x: .* cannot be stored.*; .* anew each time\n$", capsys.readouterr().out)
+
+
+def test_arrays_of_the_other_byte_order_are_stored(tmp_path):
+    run = started(tmp_path)
+    for _ in range(2):
+        assert run.result("x", lambda: np.arange(3, dtype=">f4")).tolist() == [0, 1, 2]
+    assert run.computed == ["x"]
 
 
 @pytest.mark.parametrize("value", [Counter("a"), namedtuple("N", "a")(1), {1, 2}, [object()]])
@@ -523,7 +651,9 @@ def test_folders_are_found_from_everywhere(tmp_path, monkeypatch):
     assert started("~/r1").folder == tmp_path / "home" / "r1"
 
 
-@pytest.mark.parametrize("given, threads", [("3", 3), ("2,1", 2), ("", 2), ("abc", 2), ("0", 2)])
+@pytest.mark.parametrize(
+    "given, threads", [("3", 3), ("2,1", 2), ("", 2), ("abc", 2), ("0", 2), ("9" * 14, 2)]
+)
 def test_odd_numbers_of_threads_mean_two(tmp_path, monkeypatch, given, threads):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", given)

@@ -120,9 +120,11 @@ def _checksum(skeleton: str, tensors: dict[str, Tensor]) -> str:
 
 def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     kind = type(value)
-    if isinstance(value, Tensor) or kind is np.ndarray and value.dtype != object:
+    whole = isinstance(value, Tensor) and not value.is_quantized
+    if whole or kind is np.ndarray and value.dtype != object:
         if kind is np.ndarray:  # torch takes neither negative strides nor unsigned wide integers
-            tensor, name = torch.from_numpy(np.array(value, order="C")), "array"
+            native = value.dtype.newbyteorder("=")
+            tensor, name = torch.from_numpy(np.array(value, native, order="C")), "array"
         else:
             tensor, name = value.detach(), "tensor"
         key = f"t{len(tensors)}"
@@ -233,18 +235,27 @@ def _module_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def states(state: Mapping[str, Any], drawn: list) -> dict[str, Any]:
-    """What a phase leaves behind: its state, the generators that it drew from, the global ones."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+def _unnamed() -> list[Any]:
+    """The generators that code draws from without naming one."""
+    if torch.cuda.is_available():
+        torch.cuda.init()
+    unnamed = [torch.default_generator, random.getstate.__self__, np.random.get_state.__self__]
+    return unnamed + list(torch.cuda.default_generators)
+
+
+def begun() -> list[str]:
+    """Hashes of the states of the global generators."""
+    return [hashlib.sha256(packed(snapshot(g))).hexdigest() for g in _unnamed()]
+
+
+def states(state: Mapping[str, Any], drawn: list, begin: list[str | None]) -> dict[str, Any]:
+    """What a phase leaves behind: its state, the generators that it drew from, and of the global
+    ones those that are no longer as `begun` said at its beginning."""
+    moved = zip(_unnamed(), begin, begun())
     return {
         "state": {k: snapshot(v) for k, v in state.items()},
         "drawn": [snapshot(g) for g in drawn],
-        "rng": {
-            "cpu": torch.get_rng_state(),
-            "cuda": cuda,
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-        },
+        "rng": [[was, snapshot(g)] if was != now else [] for g, was, now in moved],
     }
 
 
@@ -259,12 +270,9 @@ def restore_states(state: Mapping[str, Any], drawn: list, stored: Mapping[str, A
         restore(thing, stored["state"][name])
     for generator, kept in zip(drawn, stored["drawn"]):
         restore(generator, kept)
-    rng = stored["rng"]
-    torch.set_rng_state(rng["cpu"])
-    random.setstate(rng["python"])
-    np.random.set_state(rng["numpy"])
-    if len(rng["cuda"]) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all(rng["cuda"])
+    for generator, moved in zip(_unnamed(), stored["rng"]):
+        if moved:
+            restore(generator, moved[1])
 
 
 @contextmanager

@@ -65,6 +65,11 @@ SKIPPED_IN_CLASSES = set(
     "__module__ __doc__ __dict__ __weakref__ __annotations__ __dataclass_fields__ __qualname__ "
     "__dataclass_params__ __match_args__ __firstlineno__ __static_attributes__ __hash__".split()
 )
+# Names by which code gets at what it does not name.
+HIDDEN = set(
+    "open read_text read_bytes load load_file loadtxt genfromtxt fromfile read_csv imread environ "
+    "getenv eval exec globals vars import_module __import__ __globals__".split()
+)
 LIBRARY_FOLDERS = tuple({sysconfig.get_path(k) for k in ("stdlib", "purelib", "platlib")})
 
 
@@ -128,6 +133,10 @@ class Reach:
         its result, not what it depends on.
         """
         names, imports = _names(code)
+        hidden = sorted(HIDDEN.intersection(code.co_names).difference(space))
+        hidden += ["sys.modules"] * any("modules" in chain for chain in names.get("sys", ()))
+        if hidden and not str(space.get("__name__")).startswith("rlgenkit."):
+            raise Unhashable(f"it reads through `{hidden[0]}` what may change unseen")
         read = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
         self.total.update(code.co_code + repr(read).encode())
         inner = [c for c in code.co_consts if isinstance(c, CodeType)]
@@ -205,7 +214,7 @@ class Reach:
                 self.feed(key, where)
                 self.feed(item, f"{where}[{key!r}]")
         elif isinstance(value, (set, frozenset)):
-            self._note("set", repr(sorted(map(repr, value))))
+            self.feed(sorted(value, key=repr), where)
         elif isinstance(value, nn.Module):
             self._module(value, where)
         else:
@@ -231,7 +240,10 @@ class Reach:
                 rest = [k for k in vars(part) if k[0] != "_" and k not in plain]
                 for key in sorted(rest):
                     self.feed(getattr(part, key), f"{where}.{key}")
-        for name, tensor in module.state_dict(keep_vars=True).items():
+            hooks = {k: v for k, v in vars(part).items() if "ward_" in k and k.endswith("hooks")}
+            self.feed([list(v.values()) for v in hooks.values() if v], f"{where}'s hook")
+        weights = module.state_dict(keep_vars=True).items()
+        for name, tensor in [*weights, *module.named_buffers()]:  # also those not in state_dict
             self._note("weight", name)
             if isinstance(tensor, Tensor):
                 self._tensor(tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint, claims
-from .fingerprint import Reach, Unhashable, loop_frames
+from .fingerprint import Reach, loop_frames
 from .ledger import claims_table
 from .metrics import Metrics, NonFiniteError, columns
 from .parameters import Parameters
@@ -40,7 +41,9 @@ def start(p: Parameters, title: str = "", paper: Mapping[str, Any] | None = None
     in which another process works, is refused.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else 2)
+    torch.set_num_threads(int(threads if threads.isdecimal() and len(threads) < 4 else 0) or 2)
+    for seed in (random.seed, np.random.seed):  # so that what draws from them can resume
+        seed(p.values.get("seed", 0))
     runs = (ROOT if Path.cwd().is_relative_to(ROOT) else Path()) / "runs"
     folder = runs / p.notebook / f"{p.profile}-{p.fingerprint()}"
     folder = Path(p.out_dir).expanduser() if p.out_dir else folder
@@ -98,16 +101,12 @@ class Run:
         self._about: dict[str, Any] = {}  # of the study's record, known once it is finished
         self._store, self._record = opened(folder)
         self._keys: dict[str, str] = {}  # of the phases and results that ran in no other one
-        self._stack: list[str] = []  # names of the loops and results that run now, outermost first
+        self._stack: dict[str, list] = {}  # what runs now, outermost first: generators at its start
         self._left: dict[str, tuple[Mapping, dict]] = {}  # loops that were left in the middle
         self._metrics = Metrics(folder / "metrics.jsonl")
 
     def steps(
-        self,
-        n: int,
-        name: str,
-        state: Mapping[str, Any] | None = None,
-        every: int = 0,
+        self, n: int, name: str, state: Mapping[str, Any] | None = None, every: int = 0
     ) -> Iterator[int]:
         """Yield 0..n-1 as phase `name`, saving `state` every minute (and `every` steps).
 
@@ -122,27 +121,23 @@ class Run:
             return
         state = state or {}
         self._roll_back(name)
-        entry = checkpoint.storable(checkpoint.states(state, []))
-        frame = sys._getframe(1)
-        key, reach = self._key(name, [n, entry["state"]], *loop_frames(frame))
-        drawn = reach.generators
-        del frame
-        with self._store.lock("phases", name, key):
-            first, spent = self._restored(name, key, state, drawn)
+        entry = checkpoint.storable(checkpoint.states(state, [], [None] * 99))
+        key, reach = self._key(name, [n, entry["state"]], *loop_frames(sys._getframe(1)))
+        with self._store.lock("phases", name, key), self._inside(name) as rng:
+            first, spent = self._restored(name, key, state, reach.generators)
             progress, begin = Progress(name, n, first), time.monotonic() - spent
             saved = time.monotonic()
             self._left[name] = (state, entry)
-            with self._inside(name):
-                for step in range(first, n):
-                    yield step
-                    done, now = step + 1, time.monotonic()
-                    if done == n or every and done % every == 0 or now - saved >= SAVED_S:
-                        content = {"done": done, "n": n, "seconds": now - begin}
-                        content["lines"] = json.dumps(self._metrics.lines.get(name, []))
-                        content |= checkpoint.states(state, drawn)
-                        self._store.save("phases", name, key, content)
-                        saved, spent = time.monotonic(), now - begin
-                    progress.update(done, self._metrics.latest(name))
+            for step in range(first, n):
+                yield step
+                done, now = step + 1, time.monotonic()
+                if done == n or every and done % every == 0 or now - saved >= SAVED_S:
+                    content = {"done": done, "n": n, "seconds": now - begin}
+                    content["lines"] = json.dumps(self._metrics.lines.get(name, []))
+                    content |= checkpoint.states(state, reach.generators, rng)
+                    self._store.save("phases", name, key, content)
+                    saved, spent = time.monotonic(), now - begin
+                progress.update(done, self._metrics.latest(name))
             self._left.pop(name, None)
         if first < n or n == 0:
             self.computed.append(name)
@@ -154,7 +149,7 @@ class Run:
 
         samples: name -> [B] tensors kept whole (4 digits), for reward ridges and the like.
         """
-        phase = self._stack[-1] if self._stack else ""
+        phase = next(reversed(self._stack), "")
         try:
             self._metrics.add(phase, step, values, samples or {})
         except NonFiniteError as error:
@@ -183,7 +178,7 @@ class Run:
         state = state or {}
         entry = {k: checkpoint.snapshot(v) for k, v in state.items()}
         key, reach = self._key(name, [fn, entry])
-        with self._store.lock("cache", name, key):
+        with self._store.lock("cache", name, key), self._inside(name):
             stored = self._store.load("cache", name, key)
             if stored is None:
                 stored = self._computed(name, key, fn, state, reach)
@@ -329,11 +324,11 @@ class Run:
         """(hash of all that a phase depends on, "" if there is none; what it reaches)."""
         reach = Reach((Run,), self._keys)
         try:
-            reach.feed([libraries(), *values], name)
+            reach.feed([libraries(), torch.get_default_dtype(), *values], name)
             for frame in frames:
                 reach.frame(frame)
             key = reach.digest()
-        except Unhashable as error:
+        except Exception as error:  # Unhashable, or a library's own: sparse, huge, deep
             print(f"{name}: {error}, so this phase is computed anew each time")
             key, reach = "", Reach()
         if not self._stack:
@@ -341,13 +336,15 @@ class Run:
         return key, reach
 
     @contextmanager
-    def _inside(self, name: str) -> Iterator[None]:
-        """What is logged meanwhile belongs to `name`, also after a break or an error."""
-        self._stack.append(name)
+    def _inside(self, name: str) -> Iterator[list[str]]:
+        """What is logged and drawn meanwhile belongs to `name`, also after a break or an error."""
+        begin = self._stack[name] = checkpoint.begun()
         try:
-            yield
+            yield begin
         finally:
-            self._stack = [x for x in self._stack if x != name]
+            self._stack.pop(name, None)
+            if not self._stack:  # phases that read its curves depend on what it drew from
+                self._keys[name] += "".join(sorted({*begin} - {*checkpoint.begun()}))
 
     def _restored(self, name: str, key: str, state: Mapping, drawn: list) -> tuple[int, float]:
         """(steps done, seconds spent) of what was stored, put back into place."""
@@ -360,40 +357,42 @@ class Run:
 
     def _computed(self, name: str, key: str, fn: Callable, state: Mapping, reach: Reach) -> dict:
         """Run fn and store its value, if it can be stored, with the generators it left behind."""
-        begin = time.monotonic()
+        begin, rng = time.monotonic(), self._stack[name]
         self._metrics.lines.pop(name, None)
         before = dict(self._metrics.lines)
-        with self._inside(name), checkpoint.weights_kept(reach.trainable):
+        with checkpoint.weights_kept(reach.trainable):
             value = fn()
         self.computed.append(name)
         self.seconds[name] = round(time.monotonic() - begin, 2)
         lines = {k: rows for k, rows in self._metrics.lines.items() if rows is not before.get(k)}
         try:
             stored = {"value": checkpoint.storable(value), "lines": json.dumps(lines)}
-        except TypeError as error:
-            print(f"{name}: {error}; it is computed anew each time")
+            stored |= checkpoint.states(state, reach.generators, rng)
+            self._store.save("cache", name, key, stored)
+        except ParameterError:  # the disk is full
+            raise
+        except Exception as error:  # each library has errors of its own for what it cannot store
+            odd = str(error) if "cannot be" in str(error) else f"it cannot be stored ({error})"
+            print(f"{name}: {odd}; it is computed anew each time")
             return {"value": value}
-        stored |= checkpoint.states(state, reach.generators)
-        self._store.save("cache", name, key, stored)
         return stored
 
     def _roll_back(self, name: str) -> None:
         """Undo what an unfinished loop of this name did, so that it goes on from its checkpoint."""
         if name in self._left:
             state, entry = self._left.pop(name)
-            self._stack = [x for x in self._stack if x != name]
+            self._stack.pop(name, None)
             checkpoint.restore_states(state, [], entry)
 
     def _last_good(self, phase: str) -> str:
         """Words on the newest checkpoint of a phase."""
         folder = self._store.folder / "phases"
-        files = sorted(folder.glob(f"{phase}.*.safetensors"), key=lambda p: p.stat().st_mtime_ns)
+        files = [*folder.glob(f"{phase}.*.safetensors")]
         if not phase or not files:
             return "no checkpoint was saved yet"
-        done = checkpoint.load(files[-1])["done"]
-        return (
-            f"the last good checkpoint is {files[-1].relative_to(self.folder)}, after {done} steps"
-        )
+        newest = max(files, key=os.path.getmtime)
+        done = checkpoint.load(newest)["done"]
+        return f"the last good checkpoint is {newest.relative_to(self.folder)}, after {done} steps"
 
 
 def _json(content: Any) -> bytes:

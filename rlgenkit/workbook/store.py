@@ -34,7 +34,8 @@ class Store:
         return self.folder / kind / f"{name}.{key}.safetensors"
 
     def load(self, kind: str, name: str, key: str) -> dict[str, Any] | None:
-        """What was saved under this key; None when nothing was, or when the file is damaged."""
+        """What was saved under this key; None when nothing was, when the file is damaged, or when
+        it drew from a global generator that now begins in another state."""
         path = self.path(kind, name, key)
         if not key:
             return None
@@ -43,11 +44,16 @@ class Store:
                 print(f"{name}: code or values changed since it was saved, starting it again")
             return None
         try:
-            return checkpoint.load(path)
+            stored = checkpoint.load(path)
         except checkpoint.Damaged as error:
             print(f"{name}: {error}, starting it again")
             path.unlink(missing_ok=True)
             return None
+        pairs = zip(stored["rng"], checkpoint.begun())
+        if any(moved and moved[0] != now for moved, now in pairs):
+            print(f"{name}: the global generators begin in another state, starting it again")
+            return None
+        return stored
 
     def save(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
         """Save under this key, "" for nothing to be saved; of the older versions a few are kept."""
