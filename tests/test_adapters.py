@@ -114,6 +114,50 @@ def test_settings_that_change_more_than_matrices_are_refused_without_a_trace(tmp
     torch.testing.assert_close(network(IDS).logits, wanted)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(alpha_pattern=[1]),
+        dict(alpha_pattern=None),
+        dict(alpha_pattern="q_proj"),
+        dict(alpha_pattern={"(": 1}),
+        dict(alpha_pattern={"(?i)q_proj": 1}),
+        dict(alpha_pattern={"q_proj": "2"}),
+        dict(alpha_pattern={"q_proj": float("nan")}),
+        *(dict(lora_alpha=x) for x in ("x", 0, None, [6], float("nan"), float("inf"), 10**400)),
+        *(dict(use_rslora=x) for x in ("yes", 1, None)),
+    ],
+    ids=lambda x: str(x)[:40],
+)
+@pytest.mark.parametrize("carried", [False, True])
+def test_settings_of_the_wrong_kind_are_refused_without_a_trace(tmp_path, settings, carried):
+    peft_folder(tmp_path)
+    network, sidecar = llama(), tmp_path / "adapter_config.json"
+    if carried:
+        models.load_adapter(network, tmp_path)
+    before = {name: (p.clone(), p.requires_grad) for name, p in network.named_parameters()}
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | settings))
+    with pytest.raises(
+        ValueError, match="adapter_model.safetensors' or its settings .* numbers other than 0"
+    ):
+        models.load_adapter(network, tmp_path)
+    if carried:
+        assert all(torch.equal(p, before[n][0]) for n, p in network.named_parameters())
+    else:
+        assert untouched(network, before)
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(rank=0), dict(alpha=0), dict(alpha=float("nan")), dict(top=0)]
+)
+def test_an_adapter_without_a_scale_is_not_added(bad):
+    network = llama()
+    before = {name: (p.clone(), p.requires_grad) for name, p in network.named_parameters()}
+    with pytest.raises(ValueError, match="must be at least 1, .* not 0 but finite"):
+        models.add_lora(network, **dict(rank=2) | bad)
+    assert untouched(network, before)
+
+
 def spoil(kind, state):
     """Spoil a stored adapter in one way."""
     name = next(key for key in sorted(state) if key.endswith("1.self_attn.q_proj.lora_B.weight"))
@@ -121,6 +165,8 @@ def spoil(kind, state):
         state[name] = state[name][:-1].clone()
     elif kind == "rank":
         state[name] = state[name][:, :-1].clone()
+    elif kind in ("nan", "inf"):
+        state[name][0, 0] = float(kind)
     elif kind == "half":
         del state[name]
     elif kind == "stranger":
@@ -133,7 +179,9 @@ def spoil(kind, state):
         state[name.replace("lora_B.weight", "lora_magnitude_vector")] = torch.ones(16)
 
 
-@pytest.mark.parametrize("kind", ["shape", "rank", "half", "stranger", "norm", "extra"])
+@pytest.mark.parametrize(
+    "kind", ["shape", "rank", "half", "stranger", "norm", "extra", "nan", "inf"]
+)
 def test_matrices_that_do_not_fit_are_refused_without_a_trace(tmp_path, kind):
     from safetensors.torch import load_file, save_file
 

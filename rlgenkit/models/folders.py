@@ -103,10 +103,10 @@ def read_index(folder: Path) -> dict[str, Any]:
 def _component(folder: Path, entry: Any) -> type:
     """The class that the index names for the component in `folder`."""
     library, base = _BASES.get(folder.name.split("_")[0], ("diffusers", "ModelMixin"))
-    cls = None
-    if isinstance(entry, list) and len(entry) == 2 and entry[0] == library:
-        cls = getattr(import_module(library), str(entry[1]), None)
-    if not isinstance(cls, type) or not issubclass(cls, getattr(import_module(library), base)):
+    module = import_module(library)
+    named = isinstance(entry, list) and entry[:-1] == [library]
+    cls = named and getattr(module, str(entry[-1]), None)
+    if not isinstance(cls, type) or not issubclass(cls, getattr(module, base)):
         raise ValueError(
             f"'{folder.parent}' wants {entry} as '{folder.name}'; only a {base} that this version "
             f"of {library} has can stand there (no remote code), so replace that component."
@@ -130,7 +130,7 @@ def check_pipeline(folder: Path) -> tuple[dict[str, Any], dict[str, type | None]
             "whole pipeline."
         )
     for part in known:
-        if part.split("_")[0] not in ("scheduler", "tokenizer"):
+        if not part.startswith(("scheduler", "tokenizer")):
             check_model(folder / part)
     check_committed(folder)
     classes = {part: _component(folder / part, index.get(part)) for part in known}
@@ -148,8 +148,8 @@ def check_model(folder: Path) -> None:
     files = set(folder.glob(name))
     for index in folder.glob(f"{name}.index.json"):
         shards = _json(index, "is not a readable list of shards; copy it again.").get("weight_map")
-        names = set(map(str, shards.values())) if isinstance(shards, dict) else {"weight_map"}
-        files |= {folder / Path(name).name for name in names}
+        shards = shards.values() if isinstance(shards, dict) else ["weight_map"]
+        files |= {folder / Path(str(shard)).name for shard in shards}
     if not files:
         raise ValueError(
             f"'{folder}' lacks {name}: no pickled weights (.bin) and no precision variants are read; "
@@ -178,16 +178,13 @@ def quiet() -> Iterator[None]:
     """No progress bars and no notices of the libraries; what matters is raised."""
     from transformers.utils import logging as bars
 
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    shown, levels = bars.is_progress_bar_enabled(), [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    shown, level = bars.is_progress_bar_enabled(), logging.root.manager.disable
+    logging.disable(logging.WARNING)
     bars.disable_progress_bar()
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+        logging.disable(level)
         if shown:
             bars.enable_progress_bar()
 
@@ -289,6 +286,6 @@ def _fetch(hub_id: str, pipeline: bool) -> Path:
     if not pipeline:
         return ask(snapshot_download, allow_patterns=kinds, ignore_patterns=[*others, "*/*"])
     name = read_index(ask(hf_hub_download, "model_index.json").parent)["_class_name"]
-    wanted = [f"{part}/{kind}" for part in COMPONENTS[name] for kind in kinds]
-    allowed = ["model_index.json", *wanted]
+    allowed = [f"{part}/{kind}" for part in COMPONENTS[name] for kind in kinds]
+    allowed.append("model_index.json")
     return ask(snapshot_download, allow_patterns=allowed, ignore_patterns=others)

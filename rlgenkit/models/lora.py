@@ -61,24 +61,21 @@ def add_lora(
     the last `top` blocks of a language model, so that gradients need not reach those below (None:
     all). Raises ValueError, and changes nothing, for a bad rank, unknown targets or a second adapter.
     """
-    if rank < 1:
-        raise ValueError(f"rank={rank} must be at least 1.")
-    if top is not None and top < 1:
-        raise ValueError(f"top={top} must be at least 1 block.")
+    alpha = rank if alpha is None else alpha
+    if rank < 1 or not 0 < abs(alpha) < 1e30 or (top is not None and top < 1):
+        raise ValueError(
+            f"rank={rank} must be at least 1, top={top} at least 1 block, alpha={alpha} not 0 but finite."
+        )
     if _layers(network):
         raise ValueError("The network already carries an adapter; add_lora is called once.")
     names = _targets(network, targets)
-    alpha, blocks = rank if alpha is None else alpha, None
-    if top is not None:
-        last = network.config.num_hidden_layers
-        blocks = list(range(max(last - top, 0), last))
+    blocks = top and list(range(network.config.num_hidden_layers))[-top:]
     _inject(network, r=rank, lora_alpha=alpha, target_modules=names, layers_to_transform=blocks)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     for name, parameter in network.named_parameters():
         if ".lora_A." in name:
-            drawn = torch.randn(parameter.shape, generator=generator) / rank
-            parameter.data.copy_(drawn)
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / rank)
     return lora_parameters(network)
 
 
@@ -126,8 +123,7 @@ def _targets(network: nn.Module, targets: Sequence[str] | None) -> list[str]:
 def attention_inside(network: nn.Module, part: nn.Module) -> list[str]:
     """Names of the attention projections of `network` that lie inside `part`."""
     inside, endings = set(part.modules()), tuple(f".{t}" for t in TARGETS)
-    named = network.named_modules()
-    return [name for name, layer in named if layer in inside and name.endswith(endings)]
+    return [n for n, m in network.named_modules() if m in inside and n.endswith(endings)]
 
 
 @contextmanager
@@ -187,7 +183,7 @@ def save_adapter(network: nn.Module, folder: str | Path) -> Path:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Adapter matrices by "layer.lora_A.weight", and the settings of the file or its folder."""
     from peft import LoraConfig
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -197,21 +193,30 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not meta and sidecar.is_file():
             meta = json.loads(sidecar.read_text(encoding="utf-8"))
         meta = {PREFIX.sub("", key): value for key, value in meta.items()}
-    except (SafetensorError, OSError, ValueError, AttributeError):
+        scale = {"use_rslora": False, "alpha_pattern": {}}
+        scale |= {key: meta[key] for key in _HONORED if key in meta}
+        for name in scale["alpha_pattern"]:
+            re.compile(rf"(.*\.)?({name})$")  # as peft looks for it
+        alphas = scale.get("lora_alpha", 1), *scale["alpha_pattern"].values()
+        fits = [type(scale["use_rslora"]) is bool, *(0 < abs(x) < 1e30 for x in alphas)]
+        fits += [x.float().isfinite().all() for x in state.values()]
+    except Exception:  # a file, JSON, types or patterns: each raises its own kinds
+        fits = [False]
+    if not all(fits):
         raise ValueError(
-            f"'{path}' or its settings are missing, truncated or not a safetensors file."
-        ) from None
-    plain = LoraConfig(init_lora_weights="gaussian").to_dict()
-    if meta.get("init_lora_weights") is True:  # drawn at first and trained since
-        del meta["init_lora_weights"]
+            f"'{path}' or its settings are missing, truncated or wrong: it must be safetensors of finite "
+            "matrices, use_rslora true or false, lora_alpha and the values of alpha_pattern (by names "
+            "of layers) numbers other than 0."
+        )
+    plain = LoraConfig().to_dict()
     for key, value in meta.items():
-        if value and key not in (*_HONORED, *_SILENT) and value != plain.get(key):
+        known = plain.get(key), "gaussian"  # drawn at first and trained since
+        if value and key not in (*_HONORED, *_SILENT) and value not in known:
             raise ValueError(
                 f"'{path}' was trained with {key}={value!r}, which is not supported; merge it into "
                 "its network with peft."
             )
-    scale = {"use_rslora": False, "alpha_pattern": {}}
-    return state, scale | {key: meta[key] for key in _HONORED if meta.get(key)}
+    return state, scale
 
 
 def load_adapter(network: nn.Module, folder: str | Path) -> list[nn.Parameter]:
@@ -255,7 +260,7 @@ def load_adapter(network: nn.Module, folder: str | Path) -> list[nn.Parameter]:
 def _matrices(network: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter's matrices by "layer.lora_A.weight"."""
     named = network.named_parameters()
-    return {name.replace(f".{ADAPTER}.", "."): p for name, p in named if ".lora_" in name}
+    return {n.replace(f".{ADAPTER}.", "."): p for n, p in named if ".lora_" in n}
 
 
 def _check_layer(network: nn.Module, layer: str, state: dict[str, Tensor], path: Path) -> None:
