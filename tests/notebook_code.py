@@ -37,6 +37,6 @@ def definitions(number: str) -> SimpleNamespace:
         for node in ast.parse("".join(cell["source"])).body:
             constants = {name for name in found if name.isupper()}
             if _stands_alone(node, constants):
-                with suppress(NameError):  # a default value that only a run gives
+                with suppress(NameError, LookupError):  # what only a run gives
                     exec(compile(ast.Module([node], []), str(path), "exec"), found)
     return SimpleNamespace(**found)

@@ -168,7 +168,7 @@ BUDGET = {
     "rewards": 16850,
     "optimizers": 9400,
     "workbook": 30000,
-    "commands": 9400,
+    "commands": 9550,
     "ci": 14000,
     "data": 22700,
 }

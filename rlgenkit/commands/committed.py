@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .places import RESULTS, ROOT, read
 
-MAX_BYTES = 500_000
+MAX_BYTES = 650_000  # pictures keep their colors
 HEADLINE_SEEDS = 8  # that a primary claim of a study rests on at least
 MAX_TEXT = 20_000
 KEPT_CELL_METADATA = ("tags", "slideshow", "jupyter", "alt")
