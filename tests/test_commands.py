@@ -106,7 +106,9 @@ BREAKAGE = {
         "no sentence",
     ),
     "seeing": (
-        lambda t: re.sub(r'"Without a baseline the variance is.*?"', '"So."', t),
+        lambda t: re.sub(
+            r'"Without a baseline the variance is.*?averages out', '"So', t, flags=re.S
+        ),
         "says what it shows",
     ),
     "help": (lambda t: t.replace("  # learning rate of Adam", ""), "parameter"),
@@ -117,7 +119,7 @@ BREAKAGE = {
     ),
     "not in the table": (
         lambda t: re.sub(r"batch( +\d)", r"lot\1", t),
-        "batch has no row",
+        "`batch`, which has no row",
     ),
     "fixed value": (lambda t: t.replace("lr: float = None", "lr: float = 0.05"), "lr must be None"),
     "width": (
