@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     run = add("run", "execute a notebook through papermill; the same command resumes a killed run")
     run.add_argument("notebook", help="01, 01_ddpo or a path")
     pair = {"metavar": ("NAME", "VALUE"), "nargs": 2, "action": "append", "default": []}
-    run.add_argument("-p", dest="pairs", help="set a parameter", **pair)
+    run.add_argument("-p", dest="pairs", help="set a parameter; None is the preset", **pair)
     # argparse knows -1 as a value; so are -1e-4, -inf and a text that starts with a minus.
     run._negative_number_matcher = re.compile(r"-(?!-|[ph]$)")
     run.add_argument("--out", help="run folder (default runs/NB/...)")
