@@ -145,8 +145,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if value is None or kind in (bool, int, float, str):
         return value
     raise TypeError(
-        f"{place} is a {kind.__name__}, which cannot be stored: use tensors, arrays,"
-        " numbers, strings, lists, tuples and dicts"
+        f"{place} is a {kind.__name__}; use tensors, arrays, numbers, strings, lists, tuples, dicts"
     )
 
 

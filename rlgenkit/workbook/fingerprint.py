@@ -24,7 +24,6 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
 from types import (
-    BuiltinFunctionType,
     CellType,
     CodeType,
     FrameType,
@@ -240,8 +239,8 @@ class Reach:
                 rest = [k for k in vars(part) if k[0] != "_" and k not in plain]
                 for key in sorted(rest):
                     self.feed(getattr(part, key), f"{where}.{key}")
-            hooks = {k: v for k, v in vars(part).items() if "ward_" in k and k.endswith("hooks")}
-            self.feed([list(v.values()) for v in hooks.values() if v], f"{where}'s hook")
+            hooks = [k for k in vars(part) if re.search("ward_.*hooks$", k)]
+            self.feed([[*getattr(part, k).values()] for k in hooks], f"{where}'s hook")
         weights = module.state_dict(keep_vars=True).items()
         for name, tensor in [*weights, *module.named_buffers()]:  # also those not in state_dict
             self._note("weight", name)
@@ -267,11 +266,7 @@ class Reach:
             self._note("module", value.__name__)
             for path in _own_files(value):
                 self.total.update(path.read_bytes())
-        elif (
-            isinstance(value, (FunctionType, BuiltinFunctionType))
-            or callable(value)
-            and hasattr(value, "__qualname__")
-        ):
+        elif callable(value) and hasattr(value, "__qualname__"):
             module = getattr(value, "__module__", None)
             self._note("library", f"{module}.{value.__qualname__}")
         else:

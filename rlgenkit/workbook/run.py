@@ -372,8 +372,7 @@ class Run:
         except ParameterError:  # the disk is full
             raise
         except Exception as error:  # each library has errors of its own for what it cannot store
-            odd = str(error) if "cannot be" in str(error) else f"it cannot be stored ({error})"
-            print(f"{name}: {odd}; it is computed anew each time")
+            print(f"{name} cannot be stored, so it is computed anew each time: {error}")
             return {"value": value}
         return stored
 
@@ -386,8 +385,7 @@ class Run:
 
     def _last_good(self, phase: str) -> str:
         """Words on the newest checkpoint of a phase."""
-        folder = self._store.folder / "phases"
-        files = [*folder.glob(f"{phase}.*.safetensors")]
+        files = [*(self._store.folder / "phases").glob(f"{phase}.*.safetensors")]
         if not phase or not files:
             return "no checkpoint was saved yet"
         newest = max(files, key=os.path.getmtime)

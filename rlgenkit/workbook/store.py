@@ -36,24 +36,23 @@ class Store:
     def load(self, kind: str, name: str, key: str) -> dict[str, Any] | None:
         """What was saved under this key; None when nothing was, when the file is damaged, or when
         it drew from a global generator that now begins in another state."""
-        path = self.path(kind, name, key)
         if not key:
             return None
-        if not path.exists():
-            if self._versions(path):
-                print(f"{name}: code or values changed since it was saved, starting it again")
-            return None
+        path, odd = self.path(kind, name, key), ""
         try:
             stored = checkpoint.load(path)
+            if all(not x or x[0] == now for x, now in zip(stored["rng"], checkpoint.begun())):
+                return stored
+            odd = "the global generators begin in another state"
         except checkpoint.Damaged as error:
-            print(f"{name}: {error}, starting it again")
+            odd = error
             path.unlink(missing_ok=True)
-            return None
-        pairs = zip(stored["rng"], checkpoint.begun())
-        if any(moved and moved[0] != now for moved, now in pairs):
-            print(f"{name}: the global generators begin in another state, starting it again")
-            return None
-        return stored
+        except FileNotFoundError:
+            if self._versions(path):
+                odd = "code or values changed since it was saved"
+        if odd:
+            print(f"{name}: {odd}, starting it again")
+        return None
 
     def save(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
         """Save under this key, "" for nothing to be saved; of the older versions a few are kept."""
