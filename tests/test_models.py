@@ -496,7 +496,7 @@ def damage(folder, kind: str) -> None:
     [
         ("truncated", "truncated or not a safetensors"),
         ("garbage", "truncated or not a safetensors"),
-        ("pickled", r"only pickled weights \(.bin\)"),
+        ("pickled", r"no pickled weights \(.bin\)"),
         ("component", "missing; copy or download"),
         ("config", "no JSON object; copy or save it again"),
         ("keys", "lacks 1 weights .*proj_out.bias"),

@@ -578,7 +578,7 @@ def test_captions_are_encoded_once_and_pixels_get_gradients(clip_folder, monkeyp
 
 
 def test_a_missing_encoder_folder_is_one_sentence(tmp_path):
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="is missing or no JSON"):
         R.load_dual_encoder(tmp_path)
 
 
