@@ -433,8 +433,22 @@ def test_global_generators_count_where_a_phase_draws_from_them(tmp_path, capsys)
     assert draws(1) == (first, [])
     second, computed = draws(2)
     assert computed == drawing and second[:3] != first[:3] and second[3:] == first[3:]
-    assert "draw: the global generators begin in another state" in capsys.readouterr().out
+    assert "draw: the global generators begin elsewhere" in capsys.readouterr().out
     assert draws(2) == (second, []) and draws(2, "b")[0] == second
+
+
+def test_a_layer_made_before_starts_no_phase_again(tmp_path):
+    """The first weights of layers come from PyTorch's global generator, in phases and outside."""
+
+    def first_weights():
+        return torch.nn.Linear(1, 1).weight.item()
+
+    run = started(tmp_path)
+    assert run.result("a", first_weights) != run.result("b", first_weights)
+    torch.nn.Linear(2, 2)  # a model that is loaded, a phase that another process computed
+    again = started(tmp_path)
+    again.result("b", first_weights)
+    assert again.computed == []
 
 
 class Noisy(torch.nn.Module):

@@ -242,19 +242,24 @@ def _unnamed() -> list[Any]:
     return unnamed + list(torch.cuda.default_generators)
 
 
-def begun() -> list[str]:
-    """Hashes of the states of the global generators."""
-    return [hashlib.sha256(packed(snapshot(g))).hexdigest() for g in _unnamed()]
+def begun() -> list[tuple[str, str]]:
+    """Of each global generator what a phase that draws from it depends on, and a hash of its state.
+
+    Of PyTorch's that is the seed: the first weights of any layer come from it, so that its state
+    tells how many phases were computed and how many restored.  Of the others it is the state.
+    """
+    stands = [(g, hashlib.sha256(packed(snapshot(g))).hexdigest()) for g in _unnamed()]
+    return [(str(g.initial_seed()) if hasattr(g, "initial_seed") else s, s) for g, s in stands]
 
 
-def states(state: Mapping[str, Any], drawn: list, begin: list[str | None]) -> dict[str, Any]:
+def states(state: Mapping[str, Any], drawn: list, begin: list[tuple]) -> dict[str, Any]:
     """What a phase leaves behind: its state, the generators that it drew from, and of the global
     ones those that are no longer as `begun` said at its beginning."""
     moved = zip(_unnamed(), begin, begun())
     return {
         "state": {k: snapshot(v) for k, v in state.items()},
         "drawn": [snapshot(g) for g in drawn],
-        "rng": [[was, snapshot(g)] if was != now else [] for g, was, now in moved],
+        "rng": [[was[0], snapshot(g)] if was != now else [] for g, was, now in moved],
     }
 
 

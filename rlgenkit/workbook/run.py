@@ -121,7 +121,7 @@ class Run:
             return
         state = state or {}
         self._roll_back(name)
-        entry = checkpoint.storable(checkpoint.states(state, [], [None] * 99))
+        entry = checkpoint.storable(checkpoint.states(state, [], [("", "")] * 99))
         key, reach = self._key(name, [n, entry["state"]], *loop_frames(sys._getframe(1)))
         with self._store.lock("phases", name, key), self._inside(name) as rng:
             first, spent = self._restored(name, key, state, reach.generators)
@@ -344,7 +344,7 @@ class Run:
         finally:
             self._stack.pop(name, None)
             if not self._stack:  # phases that read its curves depend on what it drew from
-                self._keys[name] += "".join(sorted({*begin} - {*checkpoint.begun()}))
+                self._keys[name] += "".join(b[0] for b in begin if b not in checkpoint.begun())
 
     def _restored(self, name: str, key: str, state: Mapping, drawn: list) -> tuple[int, float]:
         """(steps done, seconds spent) of what was stored, put back into place."""

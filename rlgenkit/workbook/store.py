@@ -35,15 +35,15 @@ class Store:
 
     def load(self, kind: str, name: str, key: str) -> dict[str, Any] | None:
         """What was saved under this key; None when nothing was, when the file is damaged, or when
-        it drew from a global generator that now begins in another state."""
+        it drew from a global generator that now begins elsewhere."""
         if not key:
             return None
         path, odd = self.path(kind, name, key), ""
         try:
             stored = checkpoint.load(path)
-            if all(not x or x[0] == now for x, now in zip(stored["rng"], checkpoint.begun())):
+            if all(not x or x[0] == now[0] for x, now in zip(stored["rng"], checkpoint.begun())):
                 return stored
-            odd = "the global generators begin in another state"
+            odd = "the global generators begin elsewhere"
         except checkpoint.Damaged as error:
             odd = error
             path.unlink(missing_ok=True)
