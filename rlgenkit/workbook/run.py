@@ -42,7 +42,7 @@ def start(p: Parameters, title: str = "", paper: Mapping[str, Any] | None = None
     """
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     torch.set_num_threads(int(threads if threads.isdecimal() and len(threads) < 4 else 0) or 2)
-    for seed in (random.seed, np.random.seed):  # so that what draws from them can resume
+    for seed in (torch.manual_seed, random.seed, np.random.seed):  # what draws can resume
         seed(p.values.get("seed", 0))
     runs = (ROOT if Path.cwd().is_relative_to(ROOT) else Path()) / "runs"
     folder = runs / p.notebook / f"{p.profile}-{p.fingerprint()}"
