@@ -209,6 +209,15 @@ def test_the_outermost_uniform_numbers_draw_tokens_that_have_a_chance(monkeypatc
     assert _pick(logits, 1.0, draw()).tolist() == [1 if uniform < 0.5 else 3, 2]
 
 
+def test_chances_whose_rounded_sum_is_below_one_draw_no_token_beyond(monkeypatch):
+    logits = torch.randn(64, 20_000, generator=draw(1))
+    logits[:, -1] = float("-inf")
+    sums = logits.softmax(-1).cumsum(-1)[:, -1]
+    assert sums.min() < 1 - 2**-24 < sums.max()  # both kinds of rounding are among the rows
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 1 - 2**-24))
+    assert _pick(logits, 1.0, draw()).max() < logits.shape[1] - 1
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_tokens_are_drawn_as_often_as_their_chances_say(temperature):
     tokens, draws = 40, 100_000
