@@ -711,6 +711,23 @@ def test_a_panel_without_a_frame_has_its_ground_too():
     assert (x[:, :half, 3] == 255).mean() > 0.5 and (x[:, half:, 3] == 0).all()
 
 
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_plot_of_few_colors_is_small_and_looks_the_same(monkeypatch, ground):
+    def seen(x):
+        return x[..., :3] * (x[..., 3:] / 255) + ground * (1 - x[..., 3:] / 255)
+
+    curves = {
+        name: np.random.default_rng(0).normal(size=(3, 30)).cumsum(1) + 3 * k
+        for k, name in enumerate("abcd")
+    }
+    small = wb.lines(curves, "step", "reward")
+    bytes_small, after = len(wb.png(small.figure)), seen(pixels(small))
+    monkeypatch.setattr(sys.modules["rlgenkit.workbook.show"], "_with_palette", lambda x: x)
+    before = seen(pixels(small))
+    assert bytes_small < 0.7 * len(wb.png(small.figure))
+    assert np.abs(after - before).mean() < 0.2 and np.abs(after - before).max() < 100
+
+
 def test_pictures_keep_their_colors():
     """Forty different pictures in one figure: the palette of a plot would shift their colors."""
     draw = torch.Generator().manual_seed(0)
