@@ -211,7 +211,10 @@ def reproducibility() -> str:
     """REPRODUCIBILITY.md: per paper what it claims, what we measured, with which command."""
     lines = ["# Reproducibility report", "", NOTE, "", RULES, ""]
     every = [c for r in results() for c in r["claims"]]
-    lines += [f"{len(every)} rows: {counted(every)}.", ""]
+    for kind in ("primary", "other"):
+        rows = [c for c in every if c["primary"] == (kind == "primary")]
+        lines += [f"- {len(rows)} {kind} rows: {counted(rows)}."]
+    lines += [""]
     lines += [line for r in results() for line in ledger(r)]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -100,7 +100,8 @@ def test_ledger_tells_each_row_in_sentences(page):
         "physics engine here.\n"
     ) in page
     assert page.index("**C1 (primary)") < page.index("**C2 (ours)")
-    assert "3 rows: 1 supported, 1 not judged, 1 not testable at this scale." in page
+    assert "- 1 primary rows: 1 supported." in page
+    assert "- 2 other rows: 1 not judged, 1 not testable at this scale." in page
     assert "`python -m rlgenkit run 01_ddpo --profile study --jobs 2`" in page
     assert "on a processor" in page and "25 min" in page
     assert "Checks that held in the run: INV, *Ratios are 1*." in page
