@@ -169,7 +169,7 @@ BUDGET = {
     "optimizers": 9400,
     "workbook": 30550,
     "commands": 9550,
-    "ci": 14000,
+    "ci": 14050,
     "data": 22700,
 }
 
