@@ -3,6 +3,7 @@
 import errno
 import functools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -64,6 +65,12 @@ def train(run):
     draw = run.result("draw", lambda: torch.rand(2, generator=gen))
     draws = [draw, torch.rand(2, generator=gen)]
     return [*net.state_dict().values(), *ema, torch.tensor(state["best"]["reward"]), *draws]
+
+
+def test_a_run_says_nothing_of_torchvision(tmp_path):
+    started(tmp_path)
+    told = logging.getLogger("transformers.utils.import_utils")
+    assert not told.isEnabledFor(logging.WARNING) and told.isEnabledFor(logging.ERROR)
 
 
 def seed_all(seed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import sys
@@ -44,6 +45,8 @@ def start(p: Parameters, title: str = "", paper: Mapping[str, Any] | None = None
     torch.set_num_threads(int(threads if threads.isdecimal() and len(threads) < 4 else 0) or 2)
     for seed in (torch.manual_seed, random.seed, np.random.seed):  # what draws can resume
         seed(p.values.get("seed", 0))
+    # It says of every picture model that torchvision is missing, which nothing here needs.
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
     runs = (ROOT if Path.cwd().is_relative_to(ROOT) else Path()) / "runs"
     folder = runs / p.notebook / f"{p.profile}-{p.fingerprint()}"
     folder = Path(p.out_dir).expanduser() if p.out_dir else folder
