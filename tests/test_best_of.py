@@ -15,9 +15,9 @@ from rlgenkit.rewards import (
     bradley_terry_loss,
     diversity_of_picks,
     fit_bradley_terry,
+    in_units,
     pick_shares,
     picture_statistics,
-    press,
 )
 from rlgenkit.worlds import load_geneval
 from data.human.geneval.make import make_geneval
@@ -64,7 +64,7 @@ def test_a_score_that_is_not_finite_is_named_and_never_the_pick():
         lambda: best_of(bad, good, [1]),
         lambda: best_of(good, bad, [1]),
         lambda: pick_shares(bad, 2),
-        lambda: press(bad, good, good[..., None], [1]),
+        lambda: diversity_of_picks(bad, good[..., None], [1]),
     ):
         with pytest.raises(ValueError, match=r"sample \[1, 2\] is nan"):
             call()
@@ -76,8 +76,8 @@ def test_diversity_of_picks_is_the_chance_of_each_pair_times_its_distance():
     found = diversity_of_picks(scores, features, [1, 2, 3])[0].tolist()
     # n = 1: the three pairs alike, (1 + 2 + 3) / 3; n = 2: only ranks 2 and 3 can be picked
     assert found[:2] == pytest.approx([2.0, 2.0]) and math.isnan(found[2])
-    curves = press(scores, scores, features, [1, 3])
-    assert curves["reward"][0].tolist() == pytest.approx([0.0, 1.5**0.5])
+    gain = best_of(scores, in_units(scores), [1, 3])
+    assert gain[0].tolist() == pytest.approx([0.0, 1.5**0.5])
 
 
 def test_picture_statistics_follow_their_names():

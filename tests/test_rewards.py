@@ -1,7 +1,6 @@
 """Rewards against oracles: encoders, hand-computed images, hand-made readings, closed forms."""
 
 import io
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -120,11 +119,11 @@ def test_jpeg_size_is_pillows_less_a_blank_image_of_that_size(quality=95):
     assert R.jpeg_kb(images).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_jpeg_rewards_have_opposite_signs_and_order_flat_below_noise():
+def test_compressibility_is_minus_the_size_and_orders_noise_below_flat():
     images = torch.cat([torch.full((1, 3, 64, 64), 128 / 255), noise(1)])
-    small, large = R.compressibility(batch(images)), R.incompressibility(batch(images))
-    assert torch.equal(small.values, -large.values)
-    assert large.values[0] == 0 and large.values[1] > 3
+    small = R.compressibility(batch(images)).values
+    assert torch.equal(small, -R.jpeg_kb(images))
+    assert small[0] == 0 and small[1] < -3
 
 
 def test_hasler_suesstrunk_on_a_hand_computed_image():
@@ -190,7 +189,6 @@ def test_aesthetic_truth_by_hand_and_its_optimum():
     grid = torch.full((101, 5), 0.5)
     grid[:, 1] = torch.linspace(0, 1, 101)
     assert R.aesthetic_truth(grid).argmax() == 60
-    assert R.aesthetic_score(reading([], look=look[:1])).values.item() == pytest.approx(1)
     with pytest.raises(ValueError, match=r"\[B,5\]"):
         R.aesthetic_truth(torch.zeros(3, 4))
 
@@ -236,7 +234,6 @@ def test_composition_of_a_word_is_invalid_not_zero():
     for score in (R.count_score, R.binding_score, R.composition_score, R.typographic_count_score):
         assert score(seen, prompts).valid.tolist() == [False, True]
     assert not R.relation_score(seen, prompts).valid.any()
-    assert R.all_right_score(seen, prompts).values.tolist() == [0, 1]
 
 
 def test_the_typographic_counter_believes_a_digit_and_the_truth_does_not():
@@ -442,7 +439,7 @@ def test_proxy_reward_is_differentiable():
     assert images.grad.abs().sum() > 0
 
 
-# --- pair diagnostic -------------------------------------------------------------------------
+# --- damaged pairs ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -461,44 +458,28 @@ def test_pairs_differ_by_their_edit_only_and_are_reproducible(pairs):
         R.make_pairs(4, torch.Generator(), ["sepia"])
 
 
-def test_diagnostic_finds_how_simple_rewards_are_hacked(pairs):
-    smooth = R.pair_diagnostic(R.compressibility, pairs)
-    noisy = R.pair_diagnostic(R.incompressibility, pairs)
-    assert {"blur", "blank background", "object removed"} <= set(smooth["hacked_by"])
-    assert {"noise", "clutter", "duplicate object"} <= set(noisy["hacked_by"])
-    for edit in R.EDITS:  # opposite rewards: correct and wrong swap
-        a, b = smooth["edits"][edit], noisy["edits"][edit]
-        assert (a["correct"], a["tie"]) == (b["wrong"], b["tie"])
-        assert a["accuracy"] + b["accuracy"] == pytest.approx(1)
-    vivid = R.pair_diagnostic(R.of_images(R.saturation), pairs)
-    assert vivid["edits"]["saturation"]["accuracy"] <= 0.3
-    assert R.pair_diagnostic(R.of_images(R.brightness), pairs)["edits"]["brightness"]["n"] == 12
+def wins_of_damage(reward, pairs):
+    """Edit -> share of pairs in which the reward prefers the damaged picture."""
+    found = {}
+    for part in pairs:
+        clean, edited = (reward(batch(x)).values for x in (part.original, part.edited))
+        found[part.edit] = float((edited > clean).float().mean())
+    return found
 
 
-def test_a_constant_reward_ties(pairs):
-    constant = R.pair_diagnostic(lambda b: R.scored(torch.ones(len(b.images))), pairs)
-    assert constant["accuracy"] == 0.5 and constant["hacked_by"] == []
-    assert all(row["tie"] == 12 and row["accuracy"] == 0.5 for row in constant["edits"].values())
+def test_pairs_show_how_simple_rewards_are_hacked(pairs):
+    smooth = wins_of_damage(R.compressibility, pairs)
+    busy = wins_of_damage(R.of_images(R.jpeg_kb), pairs)
+    for edit in ("blur", "blank background", "object removed"):
+        assert smooth[edit] >= 0.7 and busy[edit] <= 0.3
+    for edit in ("noise", "clutter", "duplicate object"):
+        assert busy[edit] >= 0.7 and smooth[edit] <= 0.3
+    assert wins_of_damage(R.of_images(R.saturation), pairs)["saturation"] >= 0.7
 
 
-def test_invalid_pairs_are_left_out_and_counted(pairs):
-    def first_half(sample):
-        valid = sample.groups < 6
-        return R.scored(-R.sharpness(sample.images), valid)
-
-    row = R.pair_diagnostic(first_half, pairs[1:2])["edits"]["noise"]
-    assert (row["n"], row["invalid"], row["correct"]) == (6, 6, 6)
-    never = R.pair_diagnostic(lambda b: scores([0.0] * 24, [False] * 24), pairs[:1])
-    assert math.isnan(never["edits"]["blur"]["accuracy"]) and never["hacked_by"] == []
-
-
-def test_planted_flaw_of_the_proxy_shows_in_the_diagnostic(pairs):
-    table = R.blind_spots(
-        {"proxy": R.aesthetic_proxy_reward(R.load_aesthetic_proxy()), "size": R.compressibility},
-        pairs,
-    )
-    assert table["proxy"]["saturation"] <= 0.3
-    assert set(table["size"]) == {*R.EDITS, "all"}
+def test_planted_flaw_of_the_proxy_shows_in_the_pairs(pairs):
+    proxy = R.aesthetic_proxy_reward(R.load_aesthetic_proxy())
+    assert wins_of_damage(proxy, pairs)["saturation"] >= 0.7
 
 
 # --- readers and encoders as rewards ---------------------------------------------------------

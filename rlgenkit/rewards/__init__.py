@@ -5,7 +5,7 @@ from rlgenkit._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "aesthetic": "aesthetic_score aesthetic_terms aesthetic_truth",
+        "aesthetic": "aesthetic_terms aesthetic_truth",
         "agreement": (
             "bootstrap_over_items leave_one_out_ceiling pairwise_accuracy pearson spearman"
         ),
@@ -13,21 +13,19 @@ __getattr__, __dir__, __all__ = lazy(
         "calibration": "vote_auroc",
         "combine": ("effective_weights minimum product standardize standardized_sum weighted_sum"),
         "composition": (
-            "all_right_score binding_score composition_score count_score from_reader "
+            "binding_score composition_score count_score from_reader "
             "relation_score typographic_count_score"
         ),
-        "diagnostic": "EDITS Pairs blind_spots make_pairs pair_diagnostic",
+        "diagnostic": "EDITS Pairs make_pairs",
         "judges": (
             "Checklist Choice Reading Scale checklist_scores choice_indices mean_scores "
             "pairwise_scores parse_judgment scalar_scores"
         ),
         "pairwise": "bradley_terry_loss fit_bradley_terry fit_linear_pairs pairwise_ce verdicts",
-        "picks": (
-            "best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares press"
-        ),
+        "picks": ("best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares"),
         "pixels": (
             "STATISTICS brightness color_entropy colorfulness compressibility contrast "
-            "edge_density incompressibility jpeg_kb luminance of_images picture_statistics "
+            "edge_density jpeg_kb luminance of_images picture_statistics "
             "saturation sharpness warmth"
         ),
         "proxy": (

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
-
-from rlgenkit.worlds.prompts import Prompt
-from rlgenkit.worlds.reader import Reading
-
-from .batch import Scores, scored
 
 BEST_SATURATION = 0.6
 
@@ -38,8 +31,3 @@ def aesthetic_truth(look: Tensor) -> Tensor:
     reader's estimate it is the truth meter of the aesthetic notebooks.
     """
     return aesthetic_terms(look).mean(1)
-
-
-def aesthetic_score(reading: Reading, prompts: Sequence[Prompt | str] | None = None) -> Scores:
-    """`aesthetic_truth` of the reader's look estimate; the prompts are not asked for a look."""
-    return scored(aesthetic_truth(reading.look))

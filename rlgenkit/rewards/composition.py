@@ -79,11 +79,6 @@ def composition_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scor
     return where_defined(total / norm)
 
 
-def all_right_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
-    """1 if everything asked for is right, else 0: the sparse form, without partial credit."""
-    return where_defined(_checked(reading, prompts, "correct"))
-
-
 def typographic_count_score(reading: Reading, prompts: Sequence[Prompt | str]) -> Scores:
     """A counting proxy that believes written digits: the planted flaw of DDPO's section 6.
 

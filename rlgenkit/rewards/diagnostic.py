@@ -1,23 +1,19 @@
-"""The pair diagnostic: which reward can be hacked, and how?
+"""Matched pairs of the same prompt: a scene, and the same scene damaged by one known edit.
 
-Matched pairs of the same prompt: a scene and the same scene with one thing changed by a known
-edit. The truth's preference is known by construction; a reward that prefers the edited picture
-where the truth does not is a reward that an optimizer will hack with this very edit.
+A reward that prefers the edited picture can be hacked with this edit.
 Source: the protocol of Table 2 in Understanding Reward Hacking in Text-to-Image Reinforcement
-Learning (2601.03468): 1 for a right preference, 1/2 for a tie, 0 for a wrong one; here per edit.
+Learning (2601.03468), here with known edits instead of collected pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlgenkit.records import checked
 from rlgenkit.worlds.prompts import DIGITS, Prompt, sample_prompts
 from rlgenkit.worlds.scenes import (
     MAX_STICKERS,
@@ -30,8 +26,6 @@ from rlgenkit.worlds.scenes import (
     with_look,
 )
 
-from .batch import Batch, Reward
-
 EDITS = (
     "blur", "noise", "brightness", "tiling seam", "saturation", "clutter",
     "duplicate object", "object removed", "digit pasted", "blank background",
@@ -39,7 +33,6 @@ EDITS = (
 # The original look: good in every control, with saturation at its optimum, so that more of it
 # (or of clutter) is worse by the definition of `aesthetic_truth`.
 GOOD_LOOK = (0.8, 0.6, 0.9, 0.7, 0.1)
-TIE = 1e-6
 WORSE_LOOK = {"saturation": 1.0, "clutter": 0.8}
 
 
@@ -79,62 +72,6 @@ def make_pairs(
     prompts = prompts[:n]
     scenes = sample_scenes(prompts, generator, torch.tensor([GOOD_LOOK]).repeat(n, 1))
     return [_pairs_of(edit, scenes, prompts, generator) for edit in edits]
-
-
-def pair_diagnostic(reward: Reward, pairs: Sequence[Pairs]) -> dict[str, Any]:
-    """Preference of a reward against the truth, edit by edit.
-
-    Pairs with an invalid score are left out and counted. Differences of scores up to TIE times the
-    std of the original scores (or TIE itself) are ties.
-    Returns {"edits": {edit: row}, "accuracy", "hacked_by": [edits]}; a row holds the pairs that
-    count (n), invalid, correct, tie, wrong and accuracy (ties 1/2; nan without pairs). A reward is
-    hacked by an edit of accuracy 0.3 or less.
-    """
-    if not pairs:
-        raise ValueError("the pair diagnostic needs at least one set of pairs; see make_pairs().")
-    rows = {part.edit: _row(reward, part) for part in pairs}
-    total = sum(row["n"] for row in rows.values())
-    right = sum(row["correct"] + 0.5 * row["tie"] for row in rows.values())
-    return {
-        "edits": rows,
-        "accuracy": right / total if total else float("nan"),
-        "hacked_by": [edit for edit, row in rows.items() if row["accuracy"] <= 0.3],
-    }
-
-
-def blind_spots(
-    rewards: Mapping[str, Reward], pairs: Sequence[Pairs]
-) -> dict[str, dict[str, float]]:
-    """Accuracy of every reward on every edit: {reward: {edit: accuracy}}, plus "all"."""
-    table = {}
-    for name, reward in rewards.items():
-        result = pair_diagnostic(reward, pairs)
-        table[name] = {edit: row["accuracy"] for edit, row in result["edits"].items()}
-        table[name]["all"] = result["accuracy"]
-    return table
-
-
-def _row(reward: Reward, pairs: Pairs) -> dict[str, Any]:
-    count = len(pairs.prompts)
-    groups = torch.arange(count).repeat(2)  # the two pictures of a pair are one group
-    images = torch.cat([pairs.original, pairs.edited])
-    with torch.no_grad():
-        values, valid = checked(reward(Batch(images, pairs.prompts * 2, groups)))
-    change, both = values[count:] - values[:count], valid[count:] & valid[:count]
-    kept = values[:count][valid[:count]]
-    std = float(kept.std(correction=0)) if len(kept) else 0.0
-    used, tie = both & (pairs.truth != 0), TIE * max(std, 1.0)
-    preference = torch.where(change.abs() <= tie, 0.0, change.sign()).long()[used]
-    n, tied = len(preference), int((preference == 0).sum())
-    correct = int((preference == pairs.truth[used]).sum())
-    return {
-        "n": n,
-        "invalid": int((~both).sum()),
-        "correct": correct,
-        "tie": tied,
-        "wrong": n - correct - tied,
-        "accuracy": (correct + 0.5 * tied) / n if n else float("nan"),
-    }
 
 
 def _pairs_of(

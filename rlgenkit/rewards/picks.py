@@ -86,13 +86,3 @@ def diversity_of_picks(scores: Tensor, features: Tensor, ns: Sequence[int]) -> T
     distance = torch.einsum("pki,pij,pkj->pk", shares, apart, shares)
     distinct = 1 - shares.square().sum(2)
     return torch.where(distinct > 1e-9, distance / distinct.clamp_min(1e-9), float("nan"))
-
-
-def press(scores: Tensor, truth: Tensor, features: Tensor, ns: Sequence[int]) -> dict[str, Tensor]:
-    """Curves [P, len(ns)] of best-of-n by score: gains of "reward" and "truth" over a random sample
-    in units of their std within prompts (`in_units`), and "diversity" of the picks."""
-    return {
-        "reward": best_of(scores, in_units(scores), ns),
-        "truth": best_of(scores, in_units(truth), ns),
-        "diversity": diversity_of_picks(scores, features, ns),
-    }

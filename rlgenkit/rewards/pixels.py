@@ -115,11 +115,6 @@ def compressibility(batch: Batch) -> Scores:
     return scored(-jpeg_kb(batch.images))
 
 
-def incompressibility(batch: Batch) -> Scores:
-    """Reward: the JPEG size in kB at quality 95 (DDPO section 5.1); noise is its optimum."""
-    return scored(jpeg_kb(batch.images))
-
-
 STATISTICS = {
     "brightness": brightness,
     "warmth": warmth,
