@@ -83,14 +83,6 @@ def test_token_losses_are_the_same_on_a_device_without_float64(average):
     assert torch.equal(near(found), loss(*given))
 
 
-def test_the_diagnostic_reads_scores_on_a_device_without_float64():
-    pairs = R.make_pairs(3, torch.Generator().manual_seed(0), ["blur", "clutter"])
-    expected = R.blind_spots({"size": R.compressibility}, pairs)
-    with far_device():
-        found = R.blind_spots({"size": lambda batch: to_device(R.compressibility(batch))}, pairs)
-    assert found == expected
-
-
 def act(weight):
     return lambda x, t: x * weight + t.view(-1, 1) / 1000
 
