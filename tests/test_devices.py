@@ -44,7 +44,6 @@ CALLS = {
     "scores": lambda v, g, m, s: O.group_advantages(s, g),
     "whole batch": lambda v, g, m, s: O.batch_advantages(v, valid=m),
     "leave one out": lambda v, g, m, s: O.rloo_advantages(v, g, m),
-    "sum": lambda v, g, m, s: O.standardize_then_sum(torch.stack([v, 2 * v]), g, (1, 2), valid=m),
     "tracker": lambda v, g, m, s: O.PromptTracker().update(list("abcabcabcabc"), v, valid=m),
     "weights": lambda v, g, m, s: O.rwr_weights(v, 0.3, g, m),
     "best": lambda v, g, m, s: O.best_of_k(v, g, m),

@@ -6,8 +6,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "advantages": (
-            "PromptTracker batch_advantages group_advantages group_moments nonzero_rows "
-            "standardize_then_sum"
+            "PromptTracker batch_advantages group_advantages group_moments nonzero_rows"
         ),
         "ema": "Ema",
         "games": "group_win_rates win_rates",

@@ -54,30 +54,6 @@ def batch_advantages(
     return group_advantages(values, one_group, "group", eps, clamp, valid)
 
 
-def standardize_then_sum(
-    values: Tensor,
-    groups: Tensor,
-    weights: Sequence[float],
-    std: str = "group",
-    eps: float = 1e-4,
-    clamp: float | None = 5.0,
-    valid: Tensor | None = None,
-) -> Tensor:
-    """Multi-reward advantages: standardize each reward [R, B] on its own, then add (MixGRPO, GDPO).
-
-    Adding raw rewards instead lets the one of largest spread decide alone. valid [B] or [R, B].
-    """
-    if values.ndim != 2 or len(weights) != len(values):
-        shape = tuple(values.shape)
-        raise ValueError(f"values must be [R, B] for {len(weights)} weights, got {shape}")
-    masks = [None] * len(values) if valid is None else valid.expand(values.shape)
-    parts = [
-        w * group_advantages(v, groups, std, eps, None, m).cpu().double()
-        for v, w, m in zip(values, weights, masks, strict=True)
-    ]
-    return _finished(torch.stack(parts).sum(0), clamp, values)
-
-
 def _finished(advantages: Tensor, clamp: float | None, like: Tensor | Scores) -> Tensor:
     if clamp is not None:
         advantages = advantages.clamp(-clamp, clamp)
