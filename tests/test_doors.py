@@ -279,7 +279,7 @@ PLACES = {
     "31_rlcm": ("model", "rival", "judge", "aligner"),
     "32_d3po": ("model", "judge"),
     "36_parrot": ("model", "judge"),
-    "37_reward_hacking": ("model",),
+    "37_reward_hacking": ("model", "judge", "inspector", "witness"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip", "aligner": "clip"}

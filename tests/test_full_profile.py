@@ -115,6 +115,14 @@ def painter_and_writer(folder):
     return {"model": str(folder / "model"), "text_model": str(folder / "writer")}
 
 
+def painter_and_eyes(folder):
+    """A tiny flow pipeline, the small dual encoder, and a tiny vision-language model that plays two."""
+    save_published("stable-diffusion-3.5-medium", folder / "model")
+    eyes = vision_language(folder / "eyes")["model"]
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"model": str(folder / "model"), "judge": clip, "inspector": eyes, "witness": eyes}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
@@ -145,9 +153,8 @@ CASES = {
     "27_critique_rl": (lambda folder: {}, {
         "stage": 2, "prompts": 8, "test": 60, "pool": 100, "fit": 5}, None),
     "32_d3po": (published("stable-diffusion-v1-5"), {
-        "judge": str(ROOT / "data" / "models" / "clip"), "rounds": 2, "images": 8, "steps": 3,
-        "trained": 2, "updates": 1, "looks": 8, "flaw_rounds": 1, "flaw_prompts": 2, "chain": 6,
-        "people": 1}, None),
+        "judge": str(ROOT / "data" / "models" / "clip"), "rounds": 1, "prompts": 6, "copies": 4,
+        "shares": 1, "steps": 3, "looks": 2, "chain": 6}, None),
     "30_raft": (painter_and_writer, {
         "judge": str(ROOT / "data" / "models" / "clip"), "k": 2, "prompts": 2, "stages": 2,
         "fit_steps": 1, "corpus": 3, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
@@ -156,13 +163,12 @@ CASES = {
         "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
         "horizons": [2], "chunk": 4, "rank": 4}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
-        "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 1, "images": 6,
-        "prompts": 1, "small_steps": 5, "denoising_steps": 2, "trained_steps": 1, "rank": 2,
-        "looks": 4, "draws": 5}, None),
-    "37_reward_hacking": (lambda folder: {}, {
-        "iterations": 2, "judged": 1, "groups": 2, "group_size": 4, "curated": 28,
-        "eval_prompts": 3, "eval_copies": 2, "pool": 8, "pool_prompts": 2, "pairs": 7,
-        "drawn": 6, "epochs": 20}, None),
+        "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
+        "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,
+        "rank": 2, "looks": 8, "crowd": 6, "every": 1}, None),
+    "37_reward_hacking": (painter_and_eyes, {
+        "iterations": 2, "look": 1, "groups": 1, "group_size": 4, "exam_prompts": 2, "steps": 4,
+        "exam_steps": 2, "pool_prompts": 2, "pool": 2, "pairs": 7, "rank": 4}, None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),

@@ -1,36 +1,29 @@
-"""Artifacts: pictures that are broken in places, the truth about them, and a learned guard.
+"""Artifacts: pictures that are broken in places, and the truth about them.
 
-Three things that belong together. `damage` breaks a sticker of a clean scene in a known way, so
-pairs of the pair diagnostic exist whose truth is known. `unexplained` is the truth meter: a scene
-is what its reader found in it, rendered again; what no sticker and no background explains is an
-artifact. `ArtifactDetector` is the guard: a small network taught by a small curated set, whose
-P(clean) is added to a reward. The meter is never optimized; at most it plays the curator who once
-labels a few pictures.
+`damage` breaks a sticker of a clean scene in a known way, `broken_at` the same place of any picture,
+so pairs exist whose truth is known. `unexplained` is the truth meter: a scene is what its reader
+found in it, rendered again; what no sticker and no background explains is an artifact. The meter is
+never optimized.
 Source: Understanding Reward Hacking in Text-to-Image Reinforcement Learning (2601.03468).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from rlgenkit.worlds.prompts import KINDS, Prompt, sample_prompts
-from rlgenkit.worlds.reader import Reader, Reading
-from rlgenkit.worlds.scenes import SHAPES, SIZE, Scene, render, sample_scenes, sprites
-
-from .batch import Batch, Reward, Scores, scored
-from .diagnostic import Pairs
+from rlgenkit.worlds.prompts import KINDS
+from rlgenkit.worlds.reader import Reading
+from rlgenkit.worlds.scenes import SHAPES, SIZE, Scene, render, sprites
 
 ARTIFACTS = ("erased", "smeared", "deformed", "cut", "floating", "doubled", "fused")
-CATEGORIES = ("single", "counting", "binding")
 STEP = 0.25  # how far a locally averaged color may stand from its explanation, in color ranges
 FAINT = 0.2  # of the explained picture, each at least this wide (in 0..1)
-WIDTH = 32  # channels of the guard's head
 OVERLAP = 1.4  # coverage above which two stickers claim the same pixel
 
 
@@ -57,59 +50,7 @@ def damage(scenes: Sequence[Scene], artifact: str, generator: torch.Generator) -
         return _drawn_over(images, render(second), empty)
     stickers = [scene.stickers[k] for scene, k in zip(scenes, victims, strict=True)]
     place = torch.tensor([(s.x, s.y, s.size) for s in stickers])
-    return _broken(images, empty, place, artifact, generator)
-
-
-def artifact_pairs(
-    n: int,
-    generator: torch.Generator,
-    artifacts: Sequence[str] = ARTIFACTS,
-    split: str = "train",
-    through: Callable[[Tensor], Tensor] | None = None,
-) -> list[Pairs]:
-    """n matched pairs per artifact for `pair_diagnostic`: a clean scene and the same one broken.
-
-    All artifacts share the n scenes (single, counting and binding prompts of the split). through:
-    images -> images, applied to both pictures of a pair, for example encode and decode by the
-    generator's autoencoder, so that its traces do not tell them apart. The truth is -1 throughout.
-    """
-    if n < 1:
-        raise ValueError(f"artifact_pairs needs n >= 1, got {n}.")
-    prompts = _prompts(n, generator, split)
-    scenes = sample_scenes(prompts, generator)
-    through = through or (lambda images: images)
-    clean, truth = through(render(scenes)), torch.full((n,), -1)
-    return [
-        Pairs(name, clean, through(damage(scenes, name, generator)), tuple(prompts), truth)
-        for name in artifacts
-    ]
-
-
-def curated_set(
-    n: int,
-    generator: torch.Generator,
-    artifacts: Sequence[str] = ARTIFACTS,
-    through: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(images [2n,3,64,64], labels [2n], 1 = artifact): n clean scenes and n broken ones.
-
-    Clean and broken pictures show different scenes; artifacts take turns.
-    """
-    if n < len(artifacts):
-        raise ValueError(f"a curated set of {len(artifacts)} artifacts needs n >= that, got {n}.")
-    through = through or (lambda images: images)
-    scenes = sample_scenes(_prompts(2 * n, generator, "train"), generator)
-    broken = torch.empty(n, 3, SIZE, SIZE)
-    for k, name in enumerate(artifacts):
-        turn = slice(k, n, len(artifacts))
-        broken[turn] = damage(scenes[n:][turn], name, generator)
-    images = through(torch.cat([render(scenes[:n]), broken]))
-    return images, torch.arange(2 * n).ge(n).float()
-
-
-def _prompts(n: int, generator: torch.Generator, split: str) -> list[Prompt]:
-    draw = torch.randint(len(CATEGORIES), (n,), generator=generator).tolist()
-    return [sample_prompts(1, split, CATEGORIES[k], generator=generator)[0] for k in draw]
+    return broken_at(images, empty, place, artifact, generator)
 
 
 def _pick(n: int, generator: torch.Generator) -> int:
@@ -134,10 +75,11 @@ def _drawn_over(images: Tensor, new: Tensor, empty: Tensor) -> Tensor:
     return torch.where(drawn, new, images)
 
 
-def _broken(
+def broken_at(
     images: Tensor, empty: Tensor, place: Tensor, artifact: str, generator: torch.Generator
 ) -> Tensor:
-    """Pixel damage around (x, y, size) = place [B,3]; empty: the same pictures without stickers."""
+    """Pixel damage (the first five of ARTIFACTS) of images [B,3,64,64] at (x, y, size) = place [B,3]
+    px; empty: the same pictures without stickers."""
     n = len(images)
     angle = 2 * math.pi * torch.rand(n, 1, 1, generator=generator)
     cos, sin = angle.cos(), angle.sin()
@@ -225,98 +167,3 @@ def _sticker_masks(reading: Reading) -> Tensor:
     tiles = sprites().to(size.device)[level, reading.kind.flatten().clamp_max(len(SHAPES) - 1)]
     masks = F.grid_sample(tiles[:, None], torch.stack([across, down], -1), align_corners=False)
     return masks.view(rows, columns, SIZE, SIZE) * reading.valid[..., None, None]
-
-
-# ----------------------------------------------------------------------------------- the guard
-
-
-class ArtifactDetector(nn.Module):
-    """Images [B,3,64,64] in [0,1] -> logits [B] of "this picture is broken".
-
-    A frozen detector of stickers, whose features know what whole things look like, and a head of
-    30 thousand parameters that learns from a few curated pictures what broken ones look like. It
-    stands for the paper's frozen vision-language model with a learned question. The head pools the
-    mean and the maximum over places: one broken place is enough.
-    """
-
-    def __init__(self, reader: Reader, width: int = WIDTH) -> None:
-        super().__init__()
-        self.reader = reader.eval().requires_grad_(False)
-        channels = reader.middle[-1][0].out_channels + reader.merge[0].out_channels
-        self.places = nn.Sequential(
-            nn.Conv2d(channels, width, 1), nn.SiLU(),
-            nn.Conv2d(width, width, 3, 1, 1), nn.SiLU(),
-            nn.Conv2d(width, width, 3, 2, 1), nn.SiLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(2 * width, 1)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Frozen maps [B,C,16,16] of the reader, middle and merged; keeps gradients."""
-        middle = self.reader.middle(self.reader.stem(2 * images - 1))
-        deep = self.reader.deep(middle)
-        up = F.interpolate(deep, scale_factor=2, mode="bilinear", align_corners=False)
-        return torch.cat([middle, self.reader.merge(torch.cat([middle, up], 1))], 1)
-
-    def judge(self, features: Tensor) -> Tensor:
-        """Logits [B] from features [B,C,16,16]."""
-        maps = self.places(features)
-        return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1))[:, 0]
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.judge(self.features(images))
-
-    def train(self, mode: bool = True) -> ArtifactDetector:
-        """The reader stays in evaluation mode: its batch statistics are frozen as well."""
-        super().train(mode)
-        self.reader.eval()
-        return self
-
-
-def train_artifact_detector(
-    reader: Reader,
-    images: Tensor,
-    labels: Tensor,
-    generator: torch.Generator,
-    steps: int = 200,
-    lr: float = 3e-3,
-) -> ArtifactDetector:
-    """A detector taught by curated images [N,3,64,64] with labels [N] (1 = artifact), frozen.
-
-    AdamW with a one-cycle schedule on batches of 64, cross-entropy in which both classes weigh the
-    same. Features are computed once. A few seconds on one core; bit-identical for a generator.
-    ValueError unless both classes are there.
-    """
-    if not 0 < float(labels.float().mean()) < 1:
-        raise ValueError("a curated set needs clean and broken pictures; one class is missing.")
-    with torch.random.fork_rng(devices=[]):  # layers draw from the default generator
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        detector = ArtifactDetector(reader).to(images.device)
-    with torch.no_grad():
-        features = torch.cat([detector.features(part) for part in images.split(128)])
-    own = [p for p in detector.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(own, lr, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    balance = (1 - labels.float().mean()) / labels.float().mean()
-    for _ in range(steps):
-        rows = torch.randint(len(images), (64,), generator=generator).to(images.device)
-        loss = F.binary_cross_entropy_with_logits(
-            detector.judge(features[rows]), labels[rows].float(), pos_weight=balance
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return detector.eval().requires_grad_(False)
-
-
-def artifact_reward(detector: ArtifactDetector) -> Reward:
-    """Reward: P(clean) in [0,1] by the guard; the prompt is not looked at. Differentiable.
-
-    It is a proxy like any other: a picture without anything in it has nothing broken. Add it to a
-    reward that asks for content, never use it alone.
-    """
-
-    def reward(batch: Batch) -> Scores:
-        return scored(torch.sigmoid(-detector(batch.images)))
-
-    return reward
