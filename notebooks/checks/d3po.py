@@ -248,18 +248,17 @@ EXERCISES = {
 
 QUIZZES = {
     "32.q1": wb.Quiz(
-        "Nothing is learned yet: all log-ratios are 0. One picture of four is fine, the "
-        "others are flawed. How does the push on the fine one compare with the push on a "
-        "flawed one?",
+        "Nothing is learned yet: all log-ratios are 0. Three of the four pictures are fine, one "
+        "is flawed. How does the push on the flawed one compare with the push on a fine one?",
         ["equally strong, in opposite directions",
          "three times as strong, in the opposite direction",
          "there is no push: all losses are log 2",
-         "it depends on how much crisper the fine one is"],
-        1, "The fine one is in three pairs, a flawed one in one. Each pair pushes with half of "
+         "it depends on how much crisper the fine ones are"],
+        1, "The flawed one is in three pairs, a fine one in one. Each pair pushes with half of "
         "beta, whatever the pictures look like."),
     "32.q2": wb.Quiz(
-        "About half of the pictures are flawed at first, and a fifth of all marks are wrong. "
-        "After 420 marks, which arm has the fewest flawed pictures left on fresh noise?",
+        "Nearly half of the pictures are flawed at first, and a fifth of all marks are wrong. "
+        "After 840 marks, which arm has the fewest flawed pictures left on fresh noise?",
         ["SFT: it sees only pictures that were called fine",
          "RWR: it uses all pictures, weighted",
          "one of the two that train the steps that were taken: D3PO or DDPO",
