@@ -853,6 +853,10 @@ def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypat
     assert results["checks"] == [] and results["claims"][0]["verdict"] == "not measured"
     quick = started(tmp_path / "quick", profile="quick")
     assert quick.judge("C1", gains, sham=gains).verdict == "not judged"
+    study = started(tmp_path / "study", profile="study", n_seeds=5)
+    with pytest.raises(ValueError, match="claim C1 has 10 values for 5 seeds"):
+        study.judge("C1", gains * 2, sham=gains)  # steps or prompts are no seeds
+    assert study.judge("C1", gains, sham=np.zeros(5)).verdict == "supported"
 
 
 def test_equal_content_gives_equal_bytes_and_earlier_files_are_read(tmp_path):

@@ -213,17 +213,22 @@ class Run:
         an Interval.  Quick runs and fewer than five seeds get no verdict.
 
         sham, control: the same measure on the arm that the row names; see claims.judge.
+        ValueError where a study gives more values than it has seeds and they are no items.
         """
-        self.claims[id] = claims.judge(
-            self._row(id),
+        row, p = self._row(id), self.parameters
+        found = claims.judge(
+            row,
             values,
             clusters=clusters,
             sham=sham,
             control=control,
             note=note,
-            judged=self.parameters.profile != "quick",
+            judged=p.profile != "quick",
         )
-        return self.claims[id]
+        if p.profile == "study" and row.interval == "t" and found.n > len(p.seeds):
+            raise ValueError(f"claim {id} has {found.n} values for {len(p.seeds)} seeds")
+        self.claims[id] = found
+        return found
 
     def check(self, id: str, passed: Any) -> None:
         """Assert what row `id` says holds by construction, and record that it does.
