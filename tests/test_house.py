@@ -167,7 +167,7 @@ BUDGET = {
     "samplers": 4900,
     "rewards": 16850,
     "optimizers": 9400,
-    "workbook": 30550,
+    "workbook": 30600,
     "commands": 9550,
     "ci": 14050,
     "data": 22700,

@@ -216,15 +216,8 @@ class Run:
         ValueError where a study gives more values than it has seeds and they are no items.
         """
         row, p = self._row(id), self.parameters
-        found = claims.judge(
-            row,
-            values,
-            clusters=clusters,
-            sham=sham,
-            control=control,
-            note=note,
-            judged=p.profile != "quick",
-        )
+        given = {"clusters": clusters, "sham": sham, "control": control, "note": note}
+        found = claims.judge(row, values, **given, judged=p.profile != "quick")
         if p.profile == "study" and row.interval == "t" and found.n > len(p.seeds):
             raise ValueError(f"claim {id} has {found.n} values for {len(p.seeds)} seeds")
         self.claims[id] = found
