@@ -131,6 +131,9 @@ CASES = {
     "02_flow_grpo": (published("stable-diffusion-3.5-medium"), {
         "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
         "eval_prompts": 2}, "rapidocr_onnxruntime"),
+    "03_rewards_and_truth": (lambda folder: {}, {
+        "prompts": 2, "pool": 16, "steps": 2, "pairs": 3, "teachers": 1, "labels": [32, 64],
+        "lesson": 64, "sums": 2}, None),
     "10_regret_preferences": (people, {
         "labels": 64, "boards": 2, "steps": 20, "pairs": 100}, None),
     "11_spo": (published("stable-diffusion-3.5-medium"), {
