@@ -830,7 +830,8 @@ statement = "Robots learn."
 
 def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "FOLDER", tmp_path)
-    (tmp_path / "98_trial.toml").write_text(ROWS)
+    rows = tmp_path / "98_trial.toml"
+    rows.write_text(ROWS)
     run = started(tmp_path / "run", profile="default")
     with pytest.raises(ValueError, match="rows C1, K of the claims were neither judged"):
         run.finish()
@@ -853,6 +854,8 @@ def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypat
     assert results["checks"] == [] and results["claims"][0]["verdict"] == "not measured"
     quick = started(tmp_path / "quick", profile="quick")
     assert quick.judge("C1", gains, sham=gains).verdict == "not judged"
+    assert quick.judge("C1", gains * 2, sham=gains).n == 10  # a small world has its own seeds
+    rows.write_text(ROWS.replace("microworld", "embedded"))
     study = started(tmp_path / "study", profile="study", n_seeds=5)
     with pytest.raises(ValueError, match="claim C1 has 10 values for 5 seeds"):
         study.judge("C1", gains * 2, sham=gains)  # steps or prompts are no seeds
