@@ -165,7 +165,7 @@ BUDGET = {
     "worlds": 17150,
     "models": 18100,
     "samplers": 4900,
-    "rewards": 16850,
+    "rewards": 15000,
     "optimizers": 9400,
     "workbook": 30600,
     "commands": 9550,
