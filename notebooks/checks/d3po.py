@@ -258,10 +258,10 @@ QUIZZES = {
         "beta, whatever the pictures look like."),
     "32.q2": wb.Quiz(
         "Nearly half of the pictures are flawed at first, and a fifth of all marks are wrong. "
-        "After 840 marks, which arm has the fewest flawed pictures left on fresh noise?",
+        "After five rounds, which arm has the fewest flawed pictures left on fresh noise?",
         ["SFT: it sees only pictures that were called fine",
          "RWR: it uses all pictures, weighted",
-         "one of the two that train the steps that were taken: D3PO or DDPO",
+         "one that trains the very steps that were taken: D3PO, or DDPO on a learned reward",
          "none: a fifth of wrong marks is too much"],
         2, "SFT and RWR imitate the policy's own few-step pictures, paleness included. D3PO and "
         "DDPO also learn from what was rejected."),
