@@ -150,7 +150,7 @@ def _batch(generator):
     return [scores, torch.randint(3, (18,), generator=generator), groups]
 
 
-# --- 36.4: guidance with two prompts
+# --- 36.5: guidance with two prompts
 
 
 def two_prompt_guidance(original, empty, expanded, w1, w2):
@@ -175,7 +175,7 @@ def _three(generator):
     return [*made, 1.5, 4.0]
 
 
-# --- 36.5: the size of a front
+# --- 36.4: the size of a front
 
 
 def expected_front(count, rewards_count):
@@ -294,14 +294,6 @@ EXERCISES = {
                "For one prompt: own reward, times the front (True is 1), over the number on the "
                "front."]),
     "36.4": wb.Exercise(
-        reference=two_prompt_guidance, inputs=_three, minutes=5, difficulty=1,
-        wrong={
-            "the empty prompt has a weight too: all three sum to 1": _no_empty,
-            "no average: classifier-free guidance goes *beyond* the predictions": _averaged,
-            "w1 belongs to the original prompt": _swapped,
-        },
-        hints=["With w2 = 0 it must be ordinary guidance: w1 e(c) + (1 - w1) e(empty)."]),
-    "36.5": wb.Exercise(
         reference=expected_front, inputs=_sizes, minutes=10, difficulty=3,
         wrong={
             "that is the share; the expected number is asked for": _share,
@@ -311,6 +303,14 @@ EXERCISES = {
         },
         hints=["Keep a whole list: K_{m-1}(1), ..., K_{m-1}(N).",
                "`np.cumsum` turns the list for m - 1 into the list for m."]),
+    "36.5": wb.Exercise(
+        reference=two_prompt_guidance, inputs=_three, minutes=5, difficulty=1,
+        wrong={
+            "the empty prompt has a weight too: all three sum to 1": _no_empty,
+            "no average: classifier-free guidance goes *beyond* the predictions": _averaged,
+            "w1 belongs to the original prompt": _swapped,
+        },
+        hints=["With w2 = 0 it must be ordinary guidance: w1 e(c) + (1 - w1) e(empty)."]),
     "36.6": wb.Exercise(
         reference=dominated_area, inputs=_points, minutes=10, difficulty=3,
         wrong={
