@@ -109,6 +109,10 @@ def _without_beta(log_ratio, wanted, beta):
     return preference_terms(log_ratio, wanted, 1.0)
 
 
+def _without_sign(log_ratio, wanted, beta):
+    return preference_terms(log_ratio, wanted.abs(), beta)
+
+
 def _wrong_axis(log_ratio, wanted, beta):
     return preference_terms(log_ratio.T, wanted, beta)
 
@@ -151,10 +155,17 @@ def _alone(wanted, groups):
     return wanted.sum(1) / ((groups[:, None] == groups[None, :]).sum(1) - 1)
 
 
+def _decided(wanted, groups):
+    return wanted.sum(1) / (wanted != 0).sum(1).clamp(min=1)
+
+
 def _tables(generator):
-    """Three prompts with four, three and one pictures."""
+    """Three prompts with four, three and one pictures; marks, so that many are equal."""
     groups = torch.tensor([0, 1, 0, 2, 1, 0, 1, 0])
-    return [choices(torch.randn(8, generator=generator), groups), groups]
+    scores = torch.randint(0, 2, (8,), generator=generator).float()
+    scores[[0, 2, 5, 7]] = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    scores[[1, 4, 6]] = torch.tensor([0.0, 1.0, 0.0])
+    return [choices(scores, groups), groups]
 
 
 # --- 32.5: the missing minus
@@ -219,6 +230,7 @@ EXERCISES = {
             "the row's picture is preferred where `wanted` is +1": _turned,
             "entries of -1 are choices too; the divisor later counts them": _wins_alone,
             "the margin is multiplied by beta": _without_beta,
+            "the margin is multiplied by the choice, 1 or -1": _without_sign,
             "pictures are the first axis of the log-ratios, steps the second": _wrong_axis,
         },
         hints=["`log_ratio[:, None] - log_ratio[None, :]` is [B, B, T]: row's picture less "
@@ -233,6 +245,7 @@ EXERCISES = {
             "only pictures of the same prompt are rivals": _all_rivals,
             "a row holds the wins of its own picture as +1": _losses_less_wins,
             "a picture without rivals gets 0, not nan": _alone,
+            "a picture with an equal mark is a rival too": _decided,
         },
         hints=["What is the sum of a row of the table?",
                "Count the rivals with `groups`; `clamp(min=1)` saves the lonely picture."]),
@@ -257,13 +270,13 @@ QUIZZES = {
         1, "The flawed one is in three pairs, a fine one in one. Each pair pushes with half of "
         "beta, whatever the pictures look like."),
     "32.q2": wb.Quiz(
-        "Nearly half of the pictures are flawed at first, and a fifth of all marks are wrong. "
-        "After five rounds, which arm has the fewest flawed pictures left on fresh noise?",
-        ["SFT: it sees only pictures that were called fine",
-         "RWR: it uses all pictures, weighted",
-         "one that trains the very steps that were taken: D3PO, or DDPO on a learned reward",
+        "Some 40 % of the pictures are flawed at first, and a fifth of all marks are wrong. "
+        "Which arms will have clearly fewer flawed pictures after five rounds, on fresh noise?",
+        ["SFT and RWR: they imitate pictures that were called fine",
+         "those that train the very steps that were taken: D3PO, and DDPO if it runs",
+         "all of them: the marks are the same",
          "none: a fifth of wrong marks is too much"],
-        2, "SFT and RWR imitate the policy's own few-step pictures, paleness included. D3PO and "
+        1, "SFT and RWR imitate the policy's own few-step pictures, paleness included. D3PO and "
         "DDPO also learn from what was rejected."),
     "32.q3": wb.Quiz(
         "Beta and epsilon are 0.1, and the model has learned every pair perfectly. Where is "
