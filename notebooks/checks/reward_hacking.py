@@ -174,14 +174,27 @@ def _largest_gain(gains, shares, target):
     return share_at(gains, shares, target) if gains[best] >= target else float(shares[best])
 
 
+def _interpolated(gains, shares, target):
+    import numpy
+
+    return float(numpy.interp(target, gains, shares))
+
+
+def _beyond(gains, shares, target):
+    for k in range(1, len(gains)):
+        if gains[k] > target:
+            part = (target - gains[k - 1]) / (gains[k] - gains[k - 1])
+            return float(shares[k - 1] + part * (shares[k] - shares[k - 1]))
+    return float(shares[-1])
+
+
 def _curve(generator):
-    """A gain that rises to 2, falls, and rises again; sometimes the target is out of reach."""
-    draw = torch.rand(4, generator=generator)
-    gains = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.8]) + 0.1 * torch.cat([torch.zeros(1), draw])
-    shares = torch.tensor([0.1, 0.2, 0.5, 0.3, 0.6]) + 0.05 * torch.cat([torch.zeros(1), draw])
-    target = float(draw[0]) + 0.7
-    if draw[1] < 0.5:
-        target = 5.0
+    """A gain that rises to 2, falls, and rises again, with targets of four sorts: between looks,
+    at a look, reached from the start, out of reach."""
+    draw, sort = torch.rand(4, generator=generator), int(torch.randint(4, (), generator=generator))
+    gains = torch.tensor([0.0, -0.2, 2.0, 0.5, 1.8]) + 0.1 * torch.cat([torch.zeros(1), draw])
+    shares = torch.tensor([0.1, 0.2, 0.6, 0.3, 0.4]) + 0.05 * torch.cat([torch.zeros(1), draw])
+    target = (1.95, float(gains[2]), 0.0, 5.0)[sort]
     return [gains, shares, target]
 
 
@@ -273,8 +286,10 @@ EXERCISES = {
         hints=["Two comparisons, `>` and `==`, each turned into numbers.",
                "A reward that says the same about all pictures must get 0.5."]),
     "37.4": wb.Exercise(
-        reference=share_at, inputs=_curve, minutes=10, difficulty=2,
+        reference=share_at, inputs=_curve, minutes=10, difficulty=2, trials=16,
         wrong={
+            "`interp` needs gains that only rise: walk from look to look": _interpolated,
+            "a look whose gain *equals* the target has reached it, the first one too": _beyond,
             "take the *first* time that the gain reaches the target": _last_time,
             "take the line between the look before and the look after": _no_line,
             "if the target is never reached, take the last look": _largest_gain,
@@ -299,7 +314,7 @@ QUIZZES = {
     "37.q1": wb.Quiz(
         "The guard gets the same weight as the preference reward, on standardized scores. What do "
         "you expect at the end of training, compared with the preference reward alone?",
-        ["fewer broken pictures at the same gain of preference",
+        ["fewer broken pictures, and just as much gain",
          "fewer broken pictures, and less gain",
          "as many broken pictures: a small guard is fooled at once",
          "no broken pictures at all"],
@@ -308,7 +323,8 @@ QUIZZES = {
     "37.q2": wb.Quiz(
         "Sixteen rewards are averaged. How long is the mean of their errors, compared with one "
         "error, if all errors are equal? And if they are independent?",
-        ["a quarter; a sixteenth", "the same; a quarter", "the same; a sixteenth"],
+        ["a quarter; a sixteenth", "the same; a quarter", "the same; a sixteenth",
+         "a quarter; the same"],
         1, "Equal errors average to themselves. Independent ones add up in squares: 1 / sqrt(16).",
         holds=_quarter),
 }
