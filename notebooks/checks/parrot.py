@@ -333,10 +333,13 @@ QUIZZES = {
         "thirds of the pictures teach nothing.",
         holds=_eight),
     "36.q2": wb.Quiz(
-        "Equal numbers of pictures for all arms. What do you expect of the trained models?",
-        ["Parrot gains on all three truths; the sums trade one for another",
-         "look alone loses what was asked; the standardized sum does about as well as Parrot",
-         "the raw sum wins, since it uses every picture",
-         "the shuffled arm gains as much: any training helps"],
-        1, "Q2WHY"),
+        "After eight rounds with equally many pictures, which order of the mean gain of the three "
+        "truths do you expect?",
+        ["Parrot first, then the two sums, the shuffled arm last",
+         "the two sums a little ahead of Parrot, the shuffled arm last",
+         "look alone first, since it has one goal only; the shuffled arm last",
+         "all within each other's luck, the shuffled arm included"],
+        1, "The study measured 0.16 and 0.13 for the sums, 0.04 for Parrot and -0.20 for the "
+        "shuffled arm. A sum learns from all 48 pictures of a round, Parrot from a third of them, "
+        "and without pushing any away. (The lead of the sums is not beyond doubt: see row C1.)"),
 }
