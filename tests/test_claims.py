@@ -465,7 +465,8 @@ def test_a_threshold_that_moved_after_its_study_is_told(written, tmp_path, monke
     (tmp_path / "01").mkdir()
     (tmp_path / "01" / "study.json").write_text(json.dumps({"thresholds": {"C1": 0.15, "U": None}}))
     assert claims.moved("01_x") == {"C1": 0.15}
-    p = wb.Parameters("01_x", {"profile": "study", "seeds": [0], "out_dir": str(tmp_path / "run")})
+    folder = str(tmp_path / "run")
+    p = wb.Parameters("01_x", {"profile": "study", "seeds": [*range(5)], "out_dir": folder})
     said = wb.start(p).judge("C1", HIGH)
     assert said.note == "The threshold was 0.15 when this was first studied."
     written(text.replace("threshold = 0.15", 'threshold = 0.05\nnote = "Once 0.15, a typo"'))
