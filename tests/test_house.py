@@ -162,11 +162,11 @@ def test_public_functions_have_docstrings():
 # its own that says why; lowering is part of the work.
 BUDGET = {
     "rlgenkit": 2750,
-    "worlds": 17150,
+    "worlds": 17050,
     "models": 18100,
     "samplers": 4900,
     "rewards": 15000,
-    "optimizers": 9400,
+    "optimizers": 7750,
     "workbook": 30600,
     "commands": 9550,
     "ci": 14050,
