@@ -862,6 +862,16 @@ def test_results_hold_claims_checks_and_the_hash_of_the_rows(tmp_path, monkeypat
     assert study.judge("C1", gains, sham=np.zeros(5)).verdict == "supported"
 
 
+def test_one_number_out_of_a_row_is_stored_and_restored(tmp_path):
+    """A single element may have any stride, and PyTorch calls it contiguous."""
+    odd = torch.arange(10.0).view(2, 5)[:1, 0]
+    assert odd.stride() == (5,)
+    for computed in (["one"], []):
+        run = started(tmp_path / "run")
+        assert torch.equal(run.result("one", lambda: {"odd": odd})["odd"], torch.zeros(1))
+        assert run.computed == computed
+
+
 def test_equal_content_gives_equal_bytes_and_earlier_files_are_read(tmp_path):
     """Several entries of metadata would come in an order that changes from run to run."""
     content = {"a": torch.arange(3.0), "b": [1, "x", None], "c": {}}

@@ -113,9 +113,14 @@ def _checksum(skeleton: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.reshape(-1)
-        total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        total.update(raw(tensor))
     return total.hexdigest()
+
+
+def raw(tensor: Tensor) -> Any:
+    """The bytes of a tensor, element by element.  A single element may have any stride."""
+    flat = tensor.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

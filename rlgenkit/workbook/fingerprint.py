@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import GENERATORS, snapshot
+from .checkpoint import GENERATORS, raw, snapshot
 
 MAX_NODES = 300_000  # more objects than this are no parameters of a phase but somebody's library
 PLAIN = (
@@ -224,8 +224,7 @@ class Reach:
         self._note("tensor", f"{value.dtype} {tuple(value.shape)} {value.requires_grad}")
         if value.requires_grad and value.is_leaf:
             self.trainable.append(value)
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        self.total.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+        self.total.update(raw(value))
 
     def _module(self, module: nn.Module, where: str) -> None:
         """Class, weights and plain settings (modes, scales) of a network and all its parts."""
