@@ -29,8 +29,9 @@ def _replaced(pool, n):
 
 
 def _sizes(generator):
-    """A pool of 5 to 9 and a draw of 3."""
-    return [5 + int(torch.randint(5, (), generator=generator)), 3]
+    """A pool of 5 to 9 and a draw of 2 to 4."""
+    pool, n = torch.randint(5, (), generator=generator), torch.randint(3, (), generator=generator)
+    return [5 + int(pool), 2 + int(n)]
 
 
 # --- 03.2: the value of the pick
@@ -58,10 +59,14 @@ def _top(score, value, n):
     return value[score.argsort()][-n:].double().mean()
 
 
+def _n_ignored(score, value, n):
+    return value[score.argmax()].double()
+
+
 def _scored(generator):
-    """Eight scores, eight values that partly follow them, n = 3."""
+    """Eight scores, eight values that partly follow them, a draw of 2 to 4."""
     score, noise = torch.randn(2, 8, generator=generator)
-    return [score, 0.5 * score + noise, 3]
+    return [score, 0.5 * score + noise, 2 + int(torch.randint(3, (), generator=generator))]
 
 
 # --- 03.3: the accuracy of a pair test
@@ -75,6 +80,11 @@ def pair_accuracy(clean, damaged):
 
 def _ties_lost(clean, damaged):
     return (clean > damaged).double().mean()
+
+
+def _ties_dropped(clean, damaged):
+    apart = clean != damaged
+    return (clean > damaged)[apart].double().mean()
 
 
 def _ties_won(clean, damaged):
@@ -129,6 +139,11 @@ def _ties_in_order(a, b):
     return _of_values(first.float(), second.float())
 
 
+def _without_ties(a, b):
+    apart = (_ranks(a) - _ranks(b)).square().sum()
+    return 1 - 6 * apart / (len(a) * (len(a) ** 2 - 1))
+
+
 def _columns(generator):
     """Seven numbers with a tie, one of them huge, and seven that follow loosely."""
     a = torch.randn(7, generator=generator).round(decimals=1)
@@ -167,6 +182,14 @@ def say_of(parts, groups):
 def _whole_spread(parts, groups):
     spreads = torch.stack([part.std(correction=0) for part in parts])
     return spreads / spreads.sum()
+
+
+def _mean_of_spreads(parts, groups):
+    spreads = []
+    for part in parts:
+        own = [part[groups == group].std(correction=0) for group in groups.unique()]
+        spreads.append(torch.stack(own).mean())
+    return torch.stack(spreads) / sum(spreads)
 
 
 def _by_size(parts, groups):
@@ -224,6 +247,7 @@ EXERCISES = {
             "sum the values of the picks, not their scores": _of_score,
             "the highest score wins, not the lowest": _lowest,
             "n is the size of a draw; only one of the draw is picked": _top,
+            "the highest of all is not in every draw: weigh by `pick_chances`": _n_ignored,
         },
         hints=["`score.argsort()` lists the samples from the lowest to the highest score.",
                "Chances times values, summed: an expectation."]),
@@ -231,6 +255,7 @@ EXERCISES = {
         reference=pair_accuracy, inputs=_pairs, minutes=5, difficulty=1,
         wrong={
             "a tie counts one half": _ties_lost,
+            "keep tied pairs in the count, each as one half": _ties_dropped,
             "a tie counts one half, not a whole": _ties_won,
             "right is to prefer the clean picture": _prefers_damage,
             "a clean picture is compared with its own copy only": _every_with_every,
@@ -243,6 +268,7 @@ EXERCISES = {
             "take the ranks, or one huge value decides everything": _of_values,
             "subtract the mean rank first": _not_centered,
             "equal values share their mean rank: use `ranks`": _ties_in_order,
+            "the formula with squared differences of ranks holds without ties only": _without_ties,
         },
         hints=["`ranks` above does the first half of the work.",
                "A correlation is the cosine of the angle between two centered vectors."]),
@@ -260,6 +286,8 @@ EXERCISES = {
         wrong={
             "a spread between captions moves no pick: take off the mean of each group":
                 _whole_spread,
+            "one spread over all pictures: average the squares of all groups, then the root":
+                _mean_of_spreads,
             "the say depends on the spread, not on the size of the numbers": _by_size,
             "spreads themselves, not their squares": _squared,
         },
@@ -269,24 +297,24 @@ EXERCISES = {
 
 QUIZZES = {
     "03.q1": wb.Quiz(
-        "A reward was never wrong on ordinary pictures. Its truth bends down beyond one standard "
-        "deviation of the score. What does the truth of best-of-n do as n grows?",
-        ["it rises with n, ever more slowly", "it falls from the start",
-         "it rises, then falls: moderate scores are better than average, extreme ones are not",
-         "it stays: picking changes no picture"],
+        "A reward was never wrong on ordinary pictures. But once a score lies more than one "
+        "standard deviation above the mean, a still higher one means a worse picture. What does "
+        "the truth of best-of-n do as n grows?",
+        ["it rises, ever more slowly: a higher score stays a better picture",
+         "it falls from the start: pressing on a score spoils the pictures",
+         "it rises, then falls: the pick moves on to scores that are too high",
+         "it stays: choosing among pictures does not change any of them"],
         2, "A small n moves the pick up to where the reward is right. A large n goes on past it.",
         holds=_turning),
     "03.q2": wb.Quiz(
         "Four ways to tell beforehand how much truth a reward will gain. Which order of rank "
         "correlations do you expect?",
-        ["exaggerated damage tells most: its differences are the clearest",
-         "rated pictures of the model itself tell most, then everyday damage, then exaggerated "
-         "damage, and permuted accuracies nothing",
-         "all tests tell about the same, since every damage is damage",
-         "none tells anything: pairs are clean scenes, best-of-n picks among a model's samples"],
-        1, "A test tells about the damage that it contains. Rated pictures hold the very "
-        "differences that the sampler makes, everyday damage imitates them, and exaggerated "
-        "damage hardly ever comes out of this sampler."),
+        ["exaggerated damage, rated pictures, everyday damage, sham: clear differences tell most",
+         "rated pictures, everyday damage, exaggerated damage, sham: own pictures tell most",
+         "everyday damage, exaggerated damage, rated pictures, sham: known damage tells most",
+         "exaggerated and everyday damage alike, rated pictures, sham: damage is damage"],
+        1, "Rated pictures hold the very differences that this sampler makes. Between the two "
+        "kinds of damage the mix decides, more than the strength: section 10 takes it apart."),
     "03.q3": wb.Quiz(
         "A similarity reward of spread 0.02 is added to a detector reward of spread 0.5, both "
         "with weight 1. How large is the say of the similarity?",
