@@ -47,8 +47,6 @@ CALLS = {
     "tracker": lambda v, g, m, s: O.PromptTracker().update(list("abcabcabcabc"), v, valid=m),
     "weights": lambda v, g, m, s: O.rwr_weights(v, 0.3, g, m),
     "best": lambda v, g, m, s: O.best_of_k(v, g, m),
-    "top": lambda v, g, m, s: O.top_fraction(v, g, m, 0.5),
-    "both": lambda v, g, m, s: O.then(O.best_of_k, O.top_fraction)(v, g, m),
     "standardize": lambda v, g, m, s: R.standardize(s, g).values,
     "standardized sum": lambda v, g, m, s: R.standardized_sum([s, s], [1, 2], g).values,
     "share": lambda v, g, m, s: R.effective_weights([s, s], [1, 2], g),

@@ -159,9 +159,10 @@ CASES = {
         "judge": str(ROOT / "data" / "models" / "clip"), "rounds": 1, "prompts": 6, "copies": 4,
         "shares": 1, "steps": 3, "looks": 2, "chain": 6}, None),
     "30_raft": (painter_and_writer, {
+        "ranker": str(ROOT / "data" / "models" / "clip"),
         "judge": str(ROOT / "data" / "models" / "clip"), "k": 2, "prompts": 2, "stages": 2,
-        "fit_steps": 1, "corpus": 3, "heldout": 4, "captions": 1, "image_stages": 2, "judged": 1,
-        "image_steps": 1, "ode_steps": 2}, None),
+        "fits": 1, "corpus": 3, "exam": 4, "captions": 1, "image_stages": 2, "image_fits": 1,
+        "image_steps": 2, "pixels": 12, "looks": 2}, None),
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
         "horizons": [2], "chunk": 4, "rank": 4}, None),

@@ -15,7 +15,7 @@ from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
 from rlgenkit.worlds.reader import READER, load_reader
-from rlgenkit.worlds.reviews import load_reviews
+from tests.notebook_code import definitions
 
 PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
 # pack -> loader of a folder, its file, the committed folder that lends a few rows, columns that
@@ -37,7 +37,7 @@ PACKS = {
     ),
     "geneval prompts": (human.load_geneval, "prompts.csv", human.GENEVAL, ()),
     "vader": (human.load_vader, "sessions.csv", human.VADER, ()),
-    "reviews": (load_reviews, "reviews.csv", human.VADER, ()),
+    "reviews": (definitions("30").load_sentences, "reviews.csv", human.VADER, ()),
     "gsm8k": (load_gsm8k, "solutions.jsonl", GSM8K, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),

@@ -5,20 +5,23 @@ import torch
 from data.human.vader.make_reviews import LONGEST, SHORTEST, WORDS, blanked, make_reviews, split
 from rlgenkit.worlds import load_vader
 from rlgenkit.worlds.human import BATCH, VADER
-from rlgenkit.worlds.reviews import BLANK, END, PAD, load_reviews
+from tests.notebook_code import definitions
+
+PAD, END, BLANK = 0, 1, 2
+load_sentences = definitions("30").load_sentences
 
 
 def test_committed_sentences_fit_their_ratings():
-    data = load_reviews()
-    assert len(data.vocabulary) == WORDS + 3 and len(set(data.vocabulary)) == WORDS + 3
-    length = (data.ids > 2).sum(1) + (data.ids == BLANK).sum(1)
+    vocabulary, ids, ratings = load_sentences()
+    assert len(vocabulary) == WORDS + 3 and len(set(vocabulary)) == WORDS + 3
+    length = (ids > 2).sum(1) + (ids == BLANK).sum(1)
     assert SHORTEST <= length.min() and length.max() <= LONGEST
-    assert ((data.ids == END).sum(1) == 1).all()  # and padding behind it only
-    assert ((data.ids == PAD).sum(1) == data.ids.shape[1] - 1 - length).all()
-    assert torch.corrcoef(data.ratings.T)[0, 1] > 0.95  # two halves of the raters agree
+    assert ((ids == END).sum(1) == 1).all()  # and padding behind it only
+    assert ((ids == PAD).sum(1) == ids.shape[1] - 1 - length).all()
+    assert torch.corrcoef(ratings.T)[0, 1] > 0.95  # two halves of the raters agree
     for word, sign in (("dull", -1), ("wonderful", 1)):  # texts and ratings are not shifted
-        rows = (data.ids == data.vocabulary.index(word)).any(1)
-        assert sign * data.ratings[rows].mean() > 0.7
+        rows = (ids == vocabulary.index(word)).any(1)
+        assert sign * ratings[rows].mean() > 0.7
 
 
 def made(tmp_path, count=BATCH):
@@ -31,19 +34,19 @@ def made(tmp_path, count=BATCH):
     sessions = "\n".join(["batch,ratings"] + [f"0,{' '.join([str(r)] * BATCH)}" for r in (1, 4, 2)])
     (tmp_path / "sessions.csv").write_text(sessions + "\n")
     make_reviews(tmp_path, tmp_path)
-    return load_reviews(tmp_path)
+    return load_sentences(tmp_path)
 
 
 def test_sentences_keep_their_items_and_raters_are_halved(tmp_path):
-    data = made(tmp_path)
-    assert len(data.ids) == BATCH - 2  # too short, too long; the torn batch is left out
-    words = [" ".join(data.vocabulary[i] for i in row if i > END) for row in data.ids[:2].tolist()]
+    vocabulary, ids, ratings = made(tmp_path)
+    assert len(ids) == BATCH - 2  # too short, too long; the torn batch is left out
+    words = [" ".join(vocabulary[i] for i in row if i > END) for row in ids[:2].tolist()]
     assert words == ["beta , it's a film .", "alpha , it's a film ."]
-    assert data.ratings.unique(dim=0).tolist() == [[1.5, 4.0]]  # people 0 and 2, person 1
+    assert ratings.unique(dim=0).tolist() == [[1.5, 4.0]]  # people 0 and 2, person 1
 
 
 def test_ratings_are_means_over_the_right_people():
-    data = load_reviews()
+    found = load_sentences()[2]
     ratings, batch = load_vader()
     first = ratings[batch == 0]
     rows = [
@@ -53,7 +56,7 @@ def test_ratings_are_means_over_the_right_people():
     for k, item in enumerate(rows):
         if item < BATCH:
             torch.testing.assert_close(
-                data.ratings[k], torch.stack([first[::2, item].mean(), first[1::2, item].mean()])
+                found[k], torch.stack([first[::2, item].mean(), first[1::2, item].mean()])
             )
 
 

@@ -5,15 +5,9 @@ import itertools
 import pytest
 import torch
 
-from rlgenkit.optimizers import best_of_group
-from rlgenkit.optimizers.selection import (
-    best_of_k,
-    penalized,
-    selection_weights,
-    then,
-    top_fraction,
-)
+from rlgenkit.optimizers import best_of_group, best_of_k
 from rlgenkit.records import Scores
+from tests.notebook_code import definitions
 
 
 def draw(seed, b=40, levels=None):
@@ -57,10 +51,7 @@ def test_groups_need_not_be_neighbors_and_may_be_empty():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "pick",
-    [best_of_k, top_fraction, then(best_of_k, top_fraction), lambda s, g: best_of_group(s, g)],
-)
+@pytest.mark.parametrize("pick", [best_of_k, best_of_group])
 def test_no_selector_keeps_a_score_that_is_not_finite(pick, bad):
     scores, groups = torch.tensor([1.0, bad, 0.0]), torch.zeros(3, dtype=torch.long)
     with pytest.raises(ValueError, match="sample 1 is"):
@@ -70,66 +61,60 @@ def test_no_selector_keeps_a_score_that_is_not_finite(pick, bad):
 def test_scores_are_selected_as_they_are():
     scores, groups, valid, _ = draw(4)
     whole = Scores(torch.where(valid, scores, 0.0), valid)
-    for pick in (best_of_k, top_fraction, then(best_of_k, top_fraction)):
-        assert torch.equal(pick(whole, groups), pick(scores, groups, valid))
-        assert valid[pick(whole, groups)].all()
+    assert torch.equal(best_of_k(whole, groups), best_of_k(scores, groups, valid))
+    assert valid[best_of_k(whole, groups)].all()
 
 
 def test_only_the_order_counts():
     scores, groups, valid, _ = draw(3)
     for warp in (torch.exp, lambda r: 1e3 * r - 7, lambda r: r**3):
-        for pick in (best_of_k, top_fraction, then(best_of_k, top_fraction)):
-            assert torch.equal(pick(warp(scores), groups, valid), pick(scores, groups, valid))
+        same = best_of_k(warp(scores), groups, valid)
+        assert torch.equal(same, best_of_k(scores, groups, valid))
     assert not torch.equal(best_of_k(-scores, groups, valid), best_of_k(scores, groups, valid))
 
 
-@pytest.mark.parametrize("share, kept", [(0.1, 2), (0.5, 10), (1.0, 20), (0.001, 1)])
-def test_top_fraction_ranks_across_groups(share, kept):
-    scores, groups, _, _ = draw(2)
-    valid = torch.arange(40) % 2 == 0
-    rows = top_fraction(scores, groups, valid, share).tolist()
-    order = sorted(range(0, 40, 2), key=lambda i: -scores[i].item())
-    assert rows == order[:kept]
-
-
-def test_then_asks_about_the_winners_only():
-    scores = torch.tensor([5.0, 9, 1, 2, 7, 6])
-    groups = torch.tensor([0, 0, 1, 1, 2, 2])
-    rows = then(best_of_k, lambda s, g, v: top_fraction(s, g, v, 2 / 3))(scores, groups)
-    assert rows.tolist() == [1, 4]
-
-
-def test_penalized_is_the_kl_regularized_reward():
+def test_anchored_scores_are_the_kl_regularized_reward():
     """E_p[r - beta (log p - log q)] is E_p[r] - beta KL(p || q), and no gradient flows."""
+    anchored = definitions("30").anchored_scores
     p, q = torch.tensor([0.2, 0.5, 0.3]), torch.tensor([0.6, 0.3, 0.1])
-    r, log_p = torch.tensor([1.0, 2.0, 4.0]), p.log().requires_grad_()
-    ranked = penalized(r, log_p, q.log(), 0.7)
+    r, log_p = torch.tensor([1.0, 2.0, 4.0]), p.log()[:, None].requires_grad_()
+    ranked = anchored(r, log_p, q.log()[:, None], torch.ones(3, 1).bool(), 0.7)
     kl = (p * (p / q).log()).sum()
     torch.testing.assert_close((p * ranked).sum(), (p * r).sum() - 0.7 * kl)
     assert not ranked.requires_grad
-    torch.testing.assert_close(penalized(r, log_p, q.log(), 0.0), r)
-    with pytest.raises(ValueError, match="beta"):
-        penalized(r, log_p, q.log(), -1.0)
+    wide = torch.cat([log_p, torch.full((3, 1), 9.0)], 1)  # what is off the mask does not count
+    mask = torch.tensor([[True, False]] * 3)
+    again = anchored(r, wide, torch.cat([q.log()[:, None], log_p], 1), mask, 0.7)
+    torch.testing.assert_close(again, ranked)
 
 
-def test_weights_give_the_mean_over_kept_rows():
-    losses = torch.tensor([1.0, 10, 100, 1000], requires_grad=True)
-    rows = torch.tensor([1, 3, 3])
-    weights = selection_weights(rows, 4)
-    torch.testing.assert_close((weights * losses).sum(), losses[rows].mean())
-    ours, theirs = (
-        torch.autograd.grad(x, losses)[0] for x in ((weights * losses).sum(), losses[rows].mean())
-    )
-    torch.testing.assert_close(ours, theirs)
-    with pytest.raises(ValueError, match="discarded"):
-        selection_weights(torch.empty(0, dtype=torch.long), 4)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_functions_of_the_notebook_are_those_of_the_kit(seed):
+    scores, groups, _, gen = draw(seed)
+    rows = definitions("30").best_rows(scores, groups)
+    assert torch.equal(rows, best_of_k(scores, groups))
+    mixed = definitions("30").shuffled(scores, groups, gen)
+    assert not torch.equal(mixed, scores)
+    for group in groups.unique():  # permuted inside each group
+        inside = groups == group
+        assert torch.equal(mixed[inside].sort().values, scores[inside].sort().values)
+
+
+def test_equal_progress_compares_curves_where_both_have_been():
+    """Twice the reward for the same surprise is twice the gain at equal surprise, wherever they end."""
+    steps = torch.linspace(0, 1, 9).numpy()
+    slow = {"surprise": 4.0 + 0.5 * steps, "reward": -1.0 + steps}
+    fast = {"surprise": 4.0 + 2.0 * steps, "reward": -1.0 + 8.0 * steps}
+    one, two = definitions("30").equal_progress(slow, fast, "surprise", "reward")
+    assert abs(one - 0.5) < 1e-6 and abs(two - 1.0) < 1e-6
+    one, two = definitions("30").equal_progress(slow, fast, "reward", "surprise")
+    assert abs(one - 0.25) < 1e-6 and abs(two - 0.125) < 1e-6
 
 
 def test_bad_settings_are_named():
     scores, groups, _, _ = draw(0)
     for call, word in (
         (lambda: best_of_k(scores, groups, keep=0), "keep"),
-        (lambda: top_fraction(scores, groups, share=0.0), "share"),
         (lambda: best_of_k(scores, groups[:3]), "groups"),
     ):
         with pytest.raises(ValueError, match=word):

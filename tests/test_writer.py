@@ -1,5 +1,7 @@
 """Text policies over a closed vocabulary, and word scores, against loops and normal equations."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -10,28 +12,31 @@ from rlgenkit.models.writer import (
     BLANK,
     END,
     PAD,
-    WindowLM,
+    Writer,
     as_text,
     chat,
     encode,
     imitate,
-    learn,
     log_probs,
     make_writer,
     prompts,
-    surprise,
     whole_texts,
     words_of,
     write,
 )
-from rlgenkit.rewards.bag_of_words import features, fit_word_score, frequent_pairs
+from tests.notebook_code import definitions
 from tests.tiny_pipelines import save_language_model
 
 NAMES = ("<pad>", "<end>", "_", "good", "film", ".", "#", "a")
+WindowLM = definitions("30").WindowLM
 
 
 def draw(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def small_writer(seed=0):
+    return Writer(WindowLM(len(NAMES), draw(seed)), NAMES)
 
 
 def test_window_model_sees_the_last_words_only_and_the_cache_changes_nothing():
@@ -52,7 +57,7 @@ def test_window_model_sees_the_last_words_only_and_the_cache_changes_nothing():
 
 
 def test_replayed_log_probs_are_those_of_sampling():
-    writer = make_writer(NAMES, draw())
+    writer = small_writer()
     ids, real = prompts(writer, [[3], [4]], 3)
     assert ids[:, 1].tolist() == [3, 3, 3, 4, 4, 4] and (ids[:, 0] == END).all()
     batch = models.generate(writer.model, ids, 6, draw(2), 1.0, END, PAD, real)
@@ -67,7 +72,7 @@ def test_replayed_log_probs_are_those_of_sampling():
 
 
 def test_whole_texts_are_answers_to_the_start():
-    writer = make_writer(NAMES, draw())
+    writer = small_writer()
     batch = whole_texts(writer, [[3, 4], [5]])
     assert batch.ids.tolist() == [[END, 3, 4, END], [END, 5, END, PAD]]
     assert batch.width == 1 and batch.mask.tolist() == [[True] * 3, [True, True, False]]
@@ -103,74 +108,49 @@ def test_chat_prompts_follow_the_template_and_are_padded_on_the_left(tmp_path):
 
 
 def test_word_scores_solve_the_normal_equations():
-    gen = draw(3)
+    notebook, gen = definitions("30"), draw(3)
     words = torch.randint(0, 8, (60, 7), generator=gen)
     words[words == 6] = 5  # word 6 never occurs
     ratings = torch.randn(60, generator=gen)
-    pairs = frequent_pairs(words, 8, 4)
-    for presence in (False, True):
-        fit = fit_word_score(words, ratings, 8, 2.0, pairs, presence)
-        X = torch.zeros(60, 12)
-        for b, row in enumerate(words.tolist()):
-            for w in row:
-                X[b, w] += w > 2
-            for code in zip(row, row[1:]):
-                hit = (pairs == code[0] * 8 + code[1]).nonzero().flatten()
-                X[b, 8 + hit] += 1
-        X = X.clamp(max=1) if presence else X
-        assert torch.equal(features(words, 8, pairs, presence), X)
-        residual = ratings - ratings.mean() - X @ fit.weights
-        torch.testing.assert_close(X.T @ residual, 2.0 * fit.weights, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(fit(words), X @ fit.weights + ratings.mean())
-        assert fit.weights[6] == 0 and (fit.weights[:3] == 0).all()
+    pairs = notebook.frequent_pairs(words, 8, 4)
+    X = torch.zeros(60, 12)
+    for b, row in enumerate(words.tolist()):
+        for w in row:
+            X[b, w] += w > 2
+        for code in zip(row, row[1:]):
+            hit = (pairs == code[0] * 8 + code[1]).nonzero().flatten()
+            X[b, 8 + hit] += 1
+    assert torch.equal(notebook.counts(words, 8), X[:, :8])
+    assert torch.equal(notebook.pair_counts(words, 8, pairs), X[:, 8:])
+    weights, mean = notebook.ridge(X, ratings, 2.0)
+    residual = ratings - ratings.mean() - X @ weights
+    torch.testing.assert_close(X.T @ residual, 2.0 * weights, atol=1e-4, rtol=1e-4)
+    assert mean == ratings.mean() and weights[6] == 0 and (weights[:3] == 0).all()
+    assert notebook.frequent_pairs(torch.tensor([[3, 4, 3, 4, 5]]), 8, 1).tolist() == [3 * 8 + 4]
 
 
-def test_limits_and_bad_settings():
-    words = torch.tensor([[3, 4], [4, 5]])
-    fit = fit_word_score(words, torch.tensor([9.0, -9.0]), 8, 1e-3, limit=4.0)
-    assert fit(words).tolist() == [4.0, -4.0]
-    with pytest.raises(ValueError, match="strength"):
-        fit_word_score(words, torch.zeros(2), 8, 0.0)
-    assert frequent_pairs(torch.tensor([[3, 4, 3, 4, 5]]), 8, 1).tolist() == [3 * 8 + 4]
-
-
-def test_surprise_leaves_blanks_out_and_learning_lowers_it():
-    writer = make_writer(NAMES, draw())
-    rows = [[3, BLANK, 5], [4, 4]]
-    batch = whole_texts(writer, rows)
-    logs = writer.model(batch.ids).logits.log_softmax(-1)
-    wanted = (
-        -(
-            logs[0, 0, 3]
-            + logs[0, 2, 5]
-            + logs[0, 3, END]
-            + logs[1, 0, 4]
-            + logs[1, 1, 4]
-            + logs[1, 2, END]
-        )
-        / 6
-    )
-    torch.testing.assert_close(surprise(writer, batch), wanted)
-    learn(writer, rows, 60, 0.05, draw(1), 4)
-    assert surprise(writer, batch) < 0.7
-    assert models.token_logprobs(writer.model, batch)[0, 1] < -4  # the blank became unlikely
-
-
-@pytest.mark.parametrize("steps", [3, 4, 10, 11])
-def test_a_few_steps_of_learning_lower_the_surprise(steps):
-    writer = make_writer(NAMES, draw())
-    rows = [[3, 4, 5], [4, 4]]
-    before = surprise(writer, whole_texts(writer, rows))
-    learn(writer, rows, steps, 0.05, draw(1), 4)
-    assert surprise(writer, whole_texts(writer, rows)) < before
-    with pytest.raises(ValueError, match="steps"):
-        learn(writer, rows, 2, 0.05, draw(1), 4)
+def test_surprise_leaves_blanks_out_and_learning_lowers_it(monkeypatch):
+    notebook = definitions("30")
+    scope = notebook.surprise.__globals__
+    monkeypatch.setitem(scope, "SMALL", True)
+    monkeypatch.setitem(scope, "p", SimpleNamespace(device="cpu"))
+    model = WindowLM(len(NAMES), draw())
+    batch = notebook.sentences([[3, BLANK, 5], [4, 4]])
+    assert batch.ids.tolist() == [[END, 3, BLANK, 5, END], [END, 4, 4, END, PAD]]
+    assert batch.width == 1 and batch.mask.tolist() == [[True] * 4, [True, True, True, False]]
+    logs = model(batch.ids).logits.log_softmax(-1)
+    counted = [(0, 0, 3), (0, 2, 5), (0, 3, END), (1, 0, 4), (1, 1, 4), (1, 2, END)]
+    wanted = -sum(logs[place] for place in counted) / 6
+    torch.testing.assert_close(notebook.surprise(model, batch), wanted)
+    notebook.learn(model, batch, 60, 0.05, draw(1))
+    assert notebook.surprise(model, batch) < 0.7
+    assert models.token_logprobs(model, batch)[0, 1] < -4  # the blank became unlikely
 
 
 def test_imitation_is_maximum_likelihood_whatever_the_chunk():
     ends = []
     for chunk in (2, 256):
-        writer = make_writer(NAMES, draw())
+        writer = small_writer()
         batch = models.generate(
             writer.model, *prompts(writer, [[3], [4], [5]])[:1], 5, draw(4), 0.5, END, PAD
         )
@@ -179,7 +159,7 @@ def test_imitation_is_maximum_likelihood_whatever_the_chunk():
         imitate(writer, optimizer, batch, 1, chunk)
         ends.append([w.detach() for w in writer.model.parameters()])
     plain = models.TokenBatch(batch.ids, batch.real, batch.log_probs, 1.0)
-    fresh = make_writer(NAMES, draw())
+    fresh = small_writer()
     loss = -models.token_logprobs(fresh.model, plain).sum() / plain.mask.sum()
     grads = torch.autograd.grad(loss, list(fresh.model.parameters()))
     for start, grad, one, two in zip(before, grads, *ends):
@@ -188,7 +168,7 @@ def test_imitation_is_maximum_likelihood_whatever_the_chunk():
 
 
 def test_written_answers_stay_with_their_prompts():
-    writer, other = make_writer(NAMES, draw()), make_writer(NAMES, draw(9))
+    writer, other = small_writer(), small_writer(9)
     batch, words = write(writer, [[3], [4, 5]], 2, 4, draw(1), 0.7)
     assert words[:, :3].tolist() == [[PAD, END, 3]] * 2 + [[END, 4, 5]] * 2
     again, _ = write(other, [[3], [4, 5]], 2, 4, draw(1), 0.7, model=writer.model)

@@ -1,56 +1,20 @@
-"""A text policy that writes in a closed vocabulary: a small window model, or a real language model whose
-tokens are read back as words. Rewards and judges of short texts then see word ids either way."""
+"""A text policy that writes in a closed vocabulary: a small model of word ids, or a real language model
+whose tokens are read back as words. Rewards and judges of short texts then see word ids either way."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .tokens import TokenBatch, generate, load_language_model, pad_left, pad_right, token_logprobs
 
-PAD, END, BLANK = 0, 1, 2  # the first three names of every vocabulary, as in worlds.reviews
-
-
-class WindowLM(nn.Module):
-    """The next word from the last `window` ones (Bengio et al. 2003), with the interface of
-    transformers' causal models: ids Long[B, L] -> logits [B, L, words]. Id 0 is padding."""
-
-    def __init__(
-        self, words: int, generator: torch.Generator, width: int = 64, window: int = 3
-    ) -> None:
-        super().__init__()
-        draw = partial(torch.randn, generator=generator)
-        self.window = window
-        self.place = nn.Parameter(0.1 * draw(window, words, width))
-        self.out = nn.Parameter(0.1 * draw(words, width))
-        self.bias = nn.Parameter(torch.zeros(words))
-
-    def forward(
-        self,
-        ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Tensor | None = None,
-        use_cache: bool = False,
-    ) -> SimpleNamespace:
-        """past_key_values are the last `window` ids; attention_mask and position_ids change nothing."""
-        n = ids.shape[1]
-        seen = ids if past_key_values is None else torch.cat([past_key_values, ids], 1)
-        wide = F.pad(seen, (self.window, 0))
-        end = wide.shape[1]
-        hidden = sum(table[wide[:, end - n - k : end - k]] for k, table in enumerate(self.place))
-        return SimpleNamespace(
-            logits=hidden.tanh() @ self.out.T + self.bias, past_key_values=seen[:, -self.window :]
-        )
+PAD, END, BLANK = 0, 1, 2  # the first three names of every vocabulary
 
 
 @dataclass(frozen=True)
@@ -67,11 +31,9 @@ class Writer:
 
 
 def make_writer(
-    names: Sequence[str], generator: torch.Generator, path: str | Path = "", device: str = "cpu"
+    names: Sequence[str], generator: torch.Generator, path: str | Path, device: str = "cpu"
 ) -> Writer:
-    """An untrained WindowLM over `names`, or the language model at `path` (folder or hub id)."""
-    if not path:
-        return Writer(WindowLM(len(names), generator).to(device), tuple(names))
+    """The language model at `path` (folder or hub id), read back in the vocabulary `names`."""
     model, tokenizer = load_language_model(path, device)
     end = tokenizer.eos_token_id
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -132,45 +94,6 @@ def words_of(writer: Writer, batch: TokenBatch) -> Tensor:
 def as_text(writer: Writer, words: Tensor) -> list[str]:
     """Rows of word ids Long[B, L] as readable lines, without padding, end and blanks."""
     return [" ".join(writer.names[w] for w in row if w > BLANK) for row in words.tolist()]
-
-
-def surprise(writer: Writer, batch: TokenBatch) -> Tensor:
-    """Mean negative log-likelihood per token (scalar) of the batch's answers under the writer's model;
-    blanks of a window model's vocabulary are left out."""
-    mask = batch.mask
-    if writer.tokenizer is None:
-        mask = mask & (batch.answers != BLANK)
-    logs = torch.where(mask, token_logprobs(writer.model, batch), 0.0)
-    return -logs.sum() / mask.sum()
-
-
-def learn(
-    writer: Writer,
-    rows: Sequence[Sequence[int]],
-    steps: int,
-    rate: float,
-    generator: torch.Generator,
-    batch: int = 64,
-) -> None:
-    """Maximum likelihood on random rows of word ids, AdamW with a one-cycle rate.
-
-    A window model takes all rows and never learns to write a blank; a real one, which would, is given
-    the rows without.
-    """
-    if steps < 3:
-        raise ValueError(f"steps must be at least 3, for a way up and one down, got {steps}")
-    usable = [row for row in rows if writer.tokenizer is None or BLANK not in row]
-    corpus = whole_texts(writer, usable)
-    optimizer = torch.optim.AdamW(writer.model.parameters(), rate, (0.9, 0.98), weight_decay=0.3)
-    slow = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, steps, pct_start=max(0.1, 2 / steps)
-    )
-    for _ in range(steps):
-        some = torch.randint(len(corpus.ids), (batch,), generator=generator).to(corpus.ids.device)
-        optimizer.zero_grad()
-        surprise(writer, corpus.index(some)).backward()
-        optimizer.step()
-        slow.step()
 
 
 def imitate(

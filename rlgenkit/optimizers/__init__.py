@@ -17,9 +17,7 @@ __getattr__, __dir__, __all__ = lazy(
         ),
         "pareto": "dominance hypervolume pareto_mask pareto_weights",
         "regression": ("nft_optimality nft_terms rwr_weights weighted_denoising_loss"),
-        "selection": (
-            "Selector best_of_group best_of_k penalized selection_weights then top_fraction"
-        ),
+        "selection": "best_of_group best_of_k",
         "tabular": "potential_shaping",
         "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
         "updates": "Replay make_optimizer policy_gradient_update policy_update",

@@ -1,21 +1,16 @@
-"""Rejection fine-tuning: which samples are kept, and the weights they get.
+"""Rejection fine-tuning: which samples are kept.
 
-A selector is a callback fn(scores, groups, valid) -> rows: scores [B] (or [B, M]), groups Long[B],
-valid Bool[B] or None; rows Long[R] are the samples to imitate. Only the order of the scores counts,
-so a selector returns the same rows for every strictly increasing map of them. Invalid samples
-(discard rules, failed parses) are never kept; a group without a valid sample drops out.
+Only the order of the scores counts, so the rows are the same for every strictly increasing map of
+them. Invalid samples (discard rules, failed parses) are never kept; a group without a valid sample
+drops out.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from rlgenkit.records import Scores, checked
-
-Selector = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def best_of_k(
@@ -44,47 +39,6 @@ def best_of_group(
 ) -> Tensor:
     """`best_of_k` in another order of arguments."""
     return best_of_k(values, groups, valid, keep=k)
-
-
-def top_fraction(
-    scores: Tensor, groups: Tensor, valid: Tensor | None = None, share: float = 0.125
-) -> Tensor:
-    """Rows Long[R] of the best `share` of all valid samples, whatever their group, best first
-    (RAFT's global ranking); at least one. Ties as in `best_of_k`."""
-    if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}")
-    rows = _falling(scores, groups, valid)
-    return rows[: max(1, round(share * len(rows)))]
-
-
-def then(first: Selector, second: Selector) -> Selector:
-    """The selector that asks `second` about the rows that `first` kept (for RAFT on diffusion models:
-    the best of each prompt, then the best share of these winners)."""
-
-    def both(scores: Tensor, groups: Tensor, valid: Tensor | None = None) -> Tensor:
-        values = checked(scores, valid)[0]
-        rows = first(scores, groups, valid)
-        return rows[second(values[rows.cpu()], groups[rows], None)]
-
-    return both
-
-
-def penalized(
-    scores: Tensor, log_probs: Tensor, reference_log_probs: Tensor, beta: float
-) -> Tensor:
-    """Scores [B] to rank by: r - beta (log p - log p_ref), log-probs [B] of whole samples, detached
-    (RAFT's KL variant: Dong et al. 2023, section 3)."""
-    if beta < 0:
-        raise ValueError(f"beta must be at least 0, got {beta}")
-    return scores - beta * (log_probs - reference_log_probs).detach().to(scores)
-
-
-def selection_weights(rows: Tensor, count: int) -> Tensor:
-    """Weights float32 [count], summing to 1, that give every kept row the same share; a row that
-    was kept twice counts twice. sum(weights * loss) is then the fine-tuning loss."""
-    if len(rows) == 0:
-        raise ValueError("no sample was kept: every one was discarded")
-    return torch.bincount(rows, minlength=count).float() / len(rows)
 
 
 def _falling(scores: Tensor | Scores, groups: Tensor, valid: Tensor | None) -> Tensor:
