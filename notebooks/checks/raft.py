@@ -24,6 +24,10 @@ def _place_inside(scores, groups):
     return torch.stack([scores[groups == group].argmax() for group in groups.unique()])
 
 
+def _times_mask(scores, groups):
+    return torch.stack([(scores * (groups == g)).argmax() for g in groups.unique()])
+
+
 def _neighbors(scores, groups):
     count = len(groups.unique())
     size = len(scores) // count
@@ -39,8 +43,8 @@ def _their_scores(scores, groups):
 
 
 def _samples(generator):
-    """Three prompts, four samples each, in the order first samples, second samples, ..."""
-    return [torch.randn(12, generator=generator), torch.arange(12) % 3]
+    """Three prompts, four samples each, first samples, second samples, ...; most below 0."""
+    return [torch.randn(12, generator=generator) - 3, torch.arange(12) % 3]
 
 
 # --- 30.2: the imitation of texts
@@ -107,9 +111,9 @@ def _only_now(scores, log_probs, base_log_probs, mask, beta):
 
 
 def _ranked(generator):
-    """Rewards that carry a graph of their own, and log-probs with numbers on padding."""
+    """Rewards, and log-probs with numbers on padding; only the latter carry a graph."""
     log_probs, mask = _texts(generator)
-    scores = torch.randn(3, generator=generator, requires_grad=True)
+    scores = torch.randn(3, generator=generator)
     return [scores, log_probs, -torch.rand(3, 5, generator=generator), mask, 0.3]
 
 
@@ -200,6 +204,10 @@ def _broken(scores, prompts, k):
     return scores.view(prompts, k).argmax(1) + torch.arange(prompts) * k
 
 
+def _old_offset(scores, prompts, k):
+    return scores.view(k, prompts).argmax(0) + torch.arange(prompts) * k
+
+
 def _sample_number(scores, prompts, k):
     return scores.view(k, prompts).argmax(0)
 
@@ -228,6 +236,7 @@ EXERCISES = {
             "samples of a prompt need not be neighbors: look at `groups`": _neighbors,
             "each prompt keeps one: the best of the whole batch is global ranking": _best_of_all,
             "return row numbers, not the scores": _their_scores,
+            "rewards may be negative: a product with the mask makes strangers 0": _times_mask,
         },
         hints=["Go through `groups.unique()`; which rows belong to a group?",
                "`nonzero` turns a mask into row numbers; `argmax` of some rows is a place among "
@@ -252,7 +261,7 @@ EXERCISES = {
             "the base is missing: a ratio compares two models": _only_now,
         },
         hints=["The log of a product of chances is a sum.",
-               "What must not get a gradient: the reward, or the ratio?"]),
+               "`detach` gives the same numbers without a graph."]),
     "30.4": wb.Exercise(
         reference=flow_loss, inputs=_pictures, minutes=10, difficulty=3,
         wrong={
@@ -267,7 +276,7 @@ EXERCISES = {
                "Shapes: sigma is [B], latents are [B, C, h, w]."]),
     "30.5": wb.Exercise(
         reference=soft_weights, minutes=10, difficulty=2,
-        inputs=lambda generator: [torch.randn(12, generator=generator), 4, 0.7],
+        inputs=lambda generator: [100 + torch.randn(12, generator=generator), 4, 0.7],
         wrong={
             "normalize within each prompt": _batch_softmax,
             "the weights of the batch sum to 1": _sum_of_prompts,
@@ -276,8 +285,7 @@ EXERCISES = {
             "samples of a prompt are neighbors: view as [prompts, k]": _wrong_neighbors,
         },
         hints=["View the scores as [prompts, k] and take a softmax over the last axis.",
-               "As tau falls to 0 only the winner is left: RAFT. As it grows all samples count the "
-               "same: the sham."]),
+               "`exp` of a large reward overflows; `softmax` does not."]),
     "30.6": wb.Exercise(
         reference=fixed_best, minutes=5, difficulty=2,
         inputs=lambda generator: [torch.randn(12, generator=generator), 3, 4],
@@ -285,6 +293,7 @@ EXERCISES = {
             "that is the bug: the view takes neighbors for samples of one prompt": _broken,
             "that is the sample's number; its row is sample * prompts + prompt": _sample_number,
             "rows of a sample are `prompts` long, not `k`": _by_k,
+            "the offset belongs to the old order: a row is sample * prompts + prompt": _old_offset,
         },
         hints=["Which rows belong to prompt 0 in that order?",
                "The first axis of the view must be the sample."]),
@@ -294,10 +303,8 @@ QUIZZES = {
     "30.q1": wb.Quiz(
         "One step of imitation makes the winner likelier. What becomes of the three texts that "
         "were thrown away?",
-        ["exactly nothing: they are not in the loss",
-         "each falls by a third of what the winner gains",
-         "they change too, up or down, though nobody looked at them",
-         "they fall by their distance from the winner's reward"],
+        ["all three rise", "all three fall", "some rise and some fall",
+         "nothing moves: they are not in the loss"],
         2, "All texts share weights and words, and the chances of next words sum to one. A text "
         "that has words in common with the winner may even rise."),
     "30.q2": wb.Quiz(
@@ -310,7 +317,8 @@ QUIZZES = {
     "30.q3": wb.Quiz(
         "Truth and noise have spread 1, and the winner of K by their sum is kept. Its truth grows "
         "with K",
-        ["as fast as its reward", "half as fast as its reward", "not at all"],
+        ["as fast as its reward", "half as fast as its reward", "not at all",
+         "for a while, then it falls again"],
         1, "Truth and noise share the winner's excess equally: half of what the reward promises "
         "is luck.", holds=_half),
 }
