@@ -312,8 +312,8 @@ QUIZZES = {
         "more reward?",
         ["RAFT: it imitates whole good texts", "PPO: it also learns from bad texts",
          "they are level within a tenth", "neither gains anything at this size"],
-        1, "The paper reports RAFT ahead. Here every imitated word pulls, the neutral ones too, "
-        "and what they pull costs fluency; PPO's good and bad texts cancel there."),
+        1, "The paper reports RAFT ahead. Here a winner's neutral words pull as well, which costs "
+        "fluency; where bad texts are pushed down, they cancel. Section 8 measures how much."),
     "30.q3": wb.Quiz(
         "Truth and noise have spread 1, and the winner of K by their sum is kept. Its truth grows "
         "with K",
