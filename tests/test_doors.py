@@ -276,13 +276,13 @@ PLACES = {
     "22_aes_r1": ("model",),
     "27_critique_rl": ("model",),
     "30_raft": ("model", "text_model", "judge"),
-    "31_rlcm": ("model", "rival", "judge", "aligner"),
+    "31_rlcm": ("model", "rival", "judge"),
     "32_d3po": ("model", "judge"),
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
-SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip", "aligner": "clip"}
+SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 

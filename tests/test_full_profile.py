@@ -40,12 +40,7 @@ def consistency_and_rival(folder):
     save_published("lcm-dreamshaper-v7", folder / "model")
     save_published("stable-diffusion-v1-5", folder / "rival")
     clip = str(ROOT / "data" / "models" / "clip")
-    return {
-        "model": str(folder / "model"),
-        "rival": str(folder / "rival"),
-        "judge": clip,
-        "aligner": clip,
-    }
+    return {"model": str(folder / "model"), "rival": str(folder / "rival"), "judge": clip}
 
 
 def encoder(kind: str, **parameters):
@@ -164,8 +159,8 @@ CASES = {
         "fits": 1, "corpus": 3, "exam": 4, "captions": 1, "image_stages": 2, "image_fits": 1,
         "image_steps": 2, "pixels": 12, "looks": 2}, None),
     "31_rlcm": (consistency_and_rival, {
-        "horizon": 4, "iterations": 3, "images": 16, "rival_steps": 4, "looks": 16,
-        "horizons": [2], "chunk": 4, "rank": 4}, None),
+        "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "probes": 4,
+        "measured": [2], "chunk": 4, "rank": 4}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
         "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,

@@ -7,8 +7,10 @@ import torch
 
 from rlgenkit import samplers as s
 from rlgenkit.optimizers import anchor_terms, anchor_weights
+from tests.notebook_code import definitions
 
 ABAR = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000).double() ** 2, 0)
+consistency_timesteps = definitions("31").consistency_timesteps
 BOTH = pytest.mark.parametrize("last", ["deterministic", "noisy"])
 
 
@@ -17,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def table(horizon: int, last: str = "deterministic") -> s.StepTable:
-    return s.consistency_table(ABAR, s.consistency_timesteps(horizon), last=last)
+    return s.consistency_table(ABAR, consistency_timesteps(horizon), last=last)
 
 
 def f(x, eps, t):
@@ -36,7 +38,7 @@ def network(x, t):
 def test_every_transition_has_the_density_of_the_renoising(horizon, last):
     """N(sqrt(abar') f, 1 - abar') with abar' of the NEXT level; the last one as published."""
     steps = table(horizon, last)
-    times = s.consistency_timesteps(horizon).tolist()
+    times = consistency_timesteps(horizon).tolist()
     path = s.rollout(network, steps, torch.randn(5, 6, generator=generator()), generator(1))
     for h, t in enumerate(times):
         state, action = path.latents[h].double(), path.latents[h + 1].double()
@@ -56,6 +58,15 @@ def test_every_transition_has_the_density_of_the_renoising(horizon, last):
         times[-1],
     )
     assert torch.allclose(path.final.double(), end, atol=1e-4)  # the noise-free estimate is decoded
+
+
+def test_grid_of_the_authors():
+    assert consistency_timesteps(4).tolist() == [999, 759, 519, 279]
+    assert consistency_timesteps(2).tolist() == [999, 499]
+    assert consistency_timesteps(8).tolist() == list(range(999, 158, -120))
+    for bad in (0, 51):
+        with pytest.raises(ValueError, match="1..50"):
+            consistency_timesteps(bad)
 
 
 def test_boundary_condition_near_time_zero():
@@ -150,7 +161,7 @@ def score_gradient(horizon, last, shifts, rows, seed, steps=None):
 def exact_gradient(horizon, shifts):
     """d E[2 x_final] / d shift: the network is linear, so the mean path carries it exactly."""
     shifts = shifts.double().clone().requires_grad_()
-    times = s.consistency_timesteps(horizon).tolist()
+    times = consistency_timesteps(horizon).tolist()
     x = torch.zeros(1, dtype=torch.float64)
     for h, t in enumerate(times):
         clean = f(x, 0.3 * x + shifts[h], t)
@@ -195,7 +206,7 @@ def test_weight_of_a_score_is_the_root_of_the_ratio_of_signal_to_noise():
     """|b| / std = sqrt(SNR' / SNR): what a change of epsilon does to log p; 1 for the phantom."""
     snr = ABAR / (1 - ABAR)
     for horizon in (2, 4, 8, 16):
-        steps, times = table(horizon, "noisy"), s.consistency_timesteps(horizon)
+        steps, times = table(horizon, "noisy"), consistency_timesteps(horizon)
         weight = (steps.b.abs() / steps.std).double()
         after = torch.cat([times[1:], times[-1:]])
         assert torch.allclose(weight, (snr[after] / snr[times]).sqrt(), rtol=1e-4)
@@ -207,7 +218,7 @@ def test_kl_to_the_frozen_model_is_the_scaled_distance_of_the_two_functions():
     steps, x = table(4), torch.randn(3, 6, generator=generator(4))
     one, other = (torch.randn(3, 6, generator=generator(k)) for k in (5, 6))
     weights = anchor_weights("exact", steps.std, steps.dt, steps.b, 6)
-    times = s.consistency_timesteps(4).tolist()
+    times = consistency_timesteps(4).tolist()
     for h in range(3):
         means = [s.step(steps, h, x, e, sample=x).mean[None] for e in (one, other)]
         level = ABAR[times[h + 1]]

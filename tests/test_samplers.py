@@ -14,6 +14,7 @@ from rlgenkit import samplers as s
 SHAPE = (4, 8, 8)
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ABAR = torch.cumprod(1 - BETAS, 0)
+GRID = torch.tensor([999, 759, 519, 279])  # the times of RLCM for four jumps
 
 
 def generator(seed=0):
@@ -39,7 +40,6 @@ class Network(nn.Module):
 
 def tables():
     ddim = s.ddim_table(ABAR, torch.arange(901, 0, -100), eta=1.0)
-    grid = s.consistency_timesteps(4)
     return {
         "flow": s.flow_table(6, "flow", shift=3.0),
         "dance": s.flow_table(6, "dance", noise=0.3),
@@ -47,8 +47,8 @@ def tables():
         "ode": s.flow_table(6, "ode"),
         "ddim": ddim,
         "ddim v": s.ddim_table(ABAR, torch.arange(901, 0, -100), eta=0.5, prediction="v"),
-        "consistency": s.consistency_table(ABAR, grid),
-        "consistency noisy": s.consistency_table(ABAR, grid, last="noisy"),
+        "consistency": s.consistency_table(ABAR, GRID),
+        "consistency noisy": s.consistency_table(ABAR, GRID, last="noisy"),
         "window": s.windowed(s.flow_table(6, "flow"), range(1, 3)),
     }
 
@@ -493,15 +493,11 @@ def test_consistency_equals_diffusers_lcm_scheduler():
         assert path.stochastic.tolist() == [True] * (n - 1) + [False]
 
 
-def test_consistency_grid_and_the_published_last_step():
-    assert s.consistency_timesteps(4).tolist() == [999, 759, 519, 279]
-    assert s.consistency_timesteps(2).tolist() == [999, 499]
-    assert s.consistency_timesteps(8).tolist() == list(range(999, 158, -120))
-    grid = s.consistency_timesteps(4)
-    quiet = s.consistency_table(ABAR, grid)
-    noisy = s.consistency_table(ABAR, grid, last="noisy")
+def test_the_published_last_step():
+    quiet = s.consistency_table(ABAR, GRID)
+    noisy = s.consistency_table(ABAR, GRID, last="noisy")
     for i in range(4):
-        after = ABAR[grid[min(i + 1, 3)]]
+        after = ABAR[GRID[min(i + 1, 3)]]
         assert float(noisy.std[i]) == pytest.approx(float((1 - after).sqrt()), rel=1e-6)
     assert quiet.std[-1] == 0 and quiet.log_norm[-1] == 0
     one, other = (s.rollout(Network(), t, noise(2), generator()) for t in (quiet, noisy))

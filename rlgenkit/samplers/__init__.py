@@ -13,9 +13,8 @@ __getattr__, __dir__, __all__ = lazy(
         "forward": "noised_diffusion noised_flow",
         "paths": ("Denoiser Step Trajectory denoised draw_noise initial_noise replay rollout step"),
         "tables": (
-            "StepTable consistency_table consistency_table_from_scheduler "
-            "consistency_timesteps ddim_table ddim_table_from_scheduler flow_sigmas "
-            "flow_table sigmas_from_scheduler windowed"
+            "StepTable consistency_table consistency_table_from_scheduler ddim_table "
+            "ddim_table_from_scheduler flow_sigmas flow_table sigmas_from_scheduler windowed"
         ),
         "windows": (
             "acting_steps exact_variances gaussian_velocity_slope random_window residual_noise"

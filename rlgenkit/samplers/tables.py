@@ -314,14 +314,6 @@ def ddim_table_from_scheduler(scheduler: object, n_steps: int, eta: float = 1.0)
 # ---------------------------------------------------------------- consistency models
 
 
-def consistency_timesteps(n_steps: int, original_steps: int = 50, n_train: int = 1000) -> Tensor:
-    """Time grid of LCM as used by RLCM (Oertell et al. 2024): 4 steps -> 999, 759, 519, 279."""
-    if not 1 <= n_steps <= original_steps:
-        raise ValueError(f"n_steps must be in 1..{original_steps}, got {n_steps}")
-    grid = torch.arange(original_steps, 0, -1) * (n_train // original_steps) - 1
-    return grid[:: original_steps // n_steps][:n_steps]
-
-
 def consistency_table(
     alphas_cumprod: Tensor,
     timesteps: Tensor | Sequence[int],
