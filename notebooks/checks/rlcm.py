@@ -301,13 +301,15 @@ QUIZZES = {
         1, "(20 + 3 * 19) / (4 + 3 * 3) = 77 / 13 = 5.9. The last step is sampled and not "
         "trained, in either chain.", holds=_price_ratio),
     "31.q2": wb.Quiz(
-        "DDPO gets 2.5 times the network evaluations of RLCM. What do you expect of the learned "
-        "look?",
-        ["RLCM leads at equal evaluations and at equal queries",
-         "RLCM leads at equal evaluations, the two are level at equal queries",
-         "RLCM leads at equal evaluations, DDPO leads at equal queries",
+        "RLCM and DDPO get about as many scored pictures, DDPO five times the network "
+        "evaluations. What do you expect of the learned look?",
+        ["RLCM far ahead at equal evaluations, the two about level at equal queries",
+         "RLCM far ahead at both: credit for three actions is easier than for nineteen",
+         "about level at equal evaluations, DDPO ahead at equal queries",
          "DDPO ends higher: it spent more"],
-        1, "TODO"),
+        0, "A picture costs RLCM a sixth, so a clock that counts evaluations shows it far ahead. "
+        "Per scored picture the longer chain is no handicap: each of its actions gives a "
+        "direction, and their mean is less noisy."),
     "31.q3": wb.Quiz(
         "With H = 2 the phantom is one of two trained terms. Which part of the variance of a "
         "picture's gradient does it make up?",
