@@ -297,8 +297,8 @@ QUIZZES = {
     "31.q1": wb.Quiz(
         "RLCM jumps 4 times and trains 3 actions; DDPO takes 20 steps and trains 19. By which "
         "factor is a training picture of RLCM cheaper?",
-        ["5", "about 6", "about 6.3, as 19 / 3", "20"],
-        1, "(20 + 3 * 19) / (4 + 3 * 3) = 77 / 13 = 5.9. The last step is sampled and not "
+        ["about 3", "5", "about 6", "20"],
+        2, "(20 + 3 * 19) / (4 + 3 * 3) = 77 / 13 = 5.9. The last step is sampled and not "
         "trained, in either chain.", holds=_price_ratio),
     "31.q2": wb.Quiz(
         "RLCM and DDPO get about as many scored pictures, DDPO five times the network "
@@ -309,7 +309,7 @@ QUIZZES = {
          "DDPO ends higher: it spent more"],
         0, "A picture costs RLCM a sixth, so a clock that counts evaluations shows it far ahead. "
         "Per scored picture the longer chain is no handicap: each of its actions gives a "
-        "direction, and their mean is less noisy."),
+        "direction, and (as we read it) their mean is less noisy."),
     "31.q3": wb.Quiz(
         "With H = 2 the phantom is one of two trained terms. Which part of the variance of a "
         "picture's gradient does it make up?",
