@@ -262,18 +262,19 @@ def test_the_guard_learns_from_few_pictures_and_leaves_reader_and_global_state_a
     head.load_state_dict({name: weight.float() for name, weight in weights.items()})
     new = scenes_of(40, seeded(11))
     with torch.no_grad():
-        fine = head(notebook.seen_by(small, render(new)))
-        worse = [head(notebook.seen_by(small, artifacts.damage(new, x, seeded(1)))) for x in ALL]
+        fine = head(notebook.left_over(render(new)))
+        worse = [head(notebook.left_over(artifacts.damage(new, x, seeded(1)))) for x in ALL]
     assert notebook.pair_accuracy(-fine.repeat(7), -torch.cat(worse)) > 0.85
 
 
-def test_the_guard_sees_what_the_reader_sees(small):
-    images, seen = render([SCENE, PAIR]), []
-    hook = small.merge.register_forward_hook(lambda module, given, out: seen.append(out))
-    small(images)
-    hook.remove()
-    maps = notebook.seen_by(small, images)
-    torch.testing.assert_close(maps[:, -seen[0].shape[1] :], seen[0])
+def test_what_redrawing_leaves_is_small_for_a_whole_picture_and_blind_to_fading():
+    whole = render([SCENE, PAIR])
+    hurt = artifacts.damage([SCENE, PAIR], "cut", seeded(3))
+    maps, worse = notebook.left_over(whole), notebook.left_over(hurt)
+    assert maps.shape == (2, 3, 32, 32)
+    assert (worse[:, 1].mean((1, 2)) > 1.2 * maps[:, 1].mean((1, 2))).all()
+    pale = notebook.left_over(0.5 + 0.6 * (hurt - 0.5))
+    torch.testing.assert_close(pale[:, :2].mean(), worse[:, :2].mean(), rtol=0.2, atol=0)
 
 
 def test_damage_at_a_place_of_any_picture_is_that_of_the_scene():
