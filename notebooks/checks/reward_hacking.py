@@ -312,7 +312,7 @@ EXERCISES = {
 
 QUIZZES = {
     "37.q1": wb.Quiz(
-        "The guard gets the same weight as the preference reward, on standardized scores. What do "
+        "The guard gets twice the weight of the preference reward, on standardized scores. What do "
         "you expect at the end of training, compared with the preference reward alone?",
         ["fewer broken pictures, and just as much gain",
          "fewer broken pictures, and less gain",
