@@ -267,7 +267,7 @@ def test_the_guard_learns_from_few_pictures_and_leaves_reader_and_global_state_a
     assert notebook.pair_accuracy(-fine.repeat(7), -torch.cat(worse)) > 0.85
 
 
-def test_what_redrawing_leaves_is_small_for_a_whole_picture_and_blind_to_fading():
+def test_what_redrawing_leaves_is_small_for_a_whole_picture_and_blind_to_fading(small):
     whole = render([SCENE, PAIR])
     hurt = artifacts.damage([SCENE, PAIR], "cut", seeded(3))
     maps, worse = notebook.left_over(whole), notebook.left_over(hurt)
