@@ -1,5 +1,6 @@
 """Artifacts: known damage, a meter that is exact on hand-made readings, a guard that learns."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -293,3 +294,21 @@ def test_natural_pairs_stay_within_a_prompt_and_count_ties_half():
     groups = torch.tensor([0, 0, 0, 1, 1, 1])  # of the last, 0.07 is neither whole nor broken
     assert notebook.natural(scores, share, groups) == (1.0, 3)
     assert notebook.natural(scores * 0, share, groups) == (0.5, 3)
+
+
+def test_the_guard_pays_for_whole_pictures(monkeypatch):
+    """A head that calls all pictures broken, log-odds 3: P(whole) is sigmoid(-3)."""
+    head = notebook.Head()
+    with torch.no_grad():
+        head.head.weight.zero_()
+        head.head.bias.fill_(3.0)
+    space = notebook.guard_of.__globals__
+    given = {
+        "STICKERS": True,
+        "run": SimpleNamespace(result=lambda name, make: head.state_dict()),
+        "left_over": lambda images: torch.zeros(2, 3, 32, 32),
+    }
+    for name, value in given.items():
+        monkeypatch.setitem(space, name, value)
+    paid = notebook.guard_of(0)(SimpleNamespace(images=None))
+    torch.testing.assert_close(paid, torch.full((2,), 1 / (1 + math.e**3)))
