@@ -168,6 +168,10 @@ CASES = {
     "37_reward_hacking": (painter_and_eyes, {
         "iterations": 2, "look": 1, "groups": 1, "group_size": 4, "exam_prompts": 2, "steps": 4,
         "exam_steps": 2, "pool_prompts": 2, "pool": 2, "pairs": 7, "rank": 4}, None),
+    "40_attrictrl": (published("flux.1-dev"), {
+        "judge": str(ROOT / "data" / "models" / "clip"), "updates": 3, "batch": 4, "tokens": 2,
+        "pictures": 24, "prompts": 3, "probed": 2, "every": 2, "steps": 2, "rounds": 1,
+        "copies": 2, "rl_steps": 2, "rank": 2, "chunk": 12}, None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),

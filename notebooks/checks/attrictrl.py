@@ -186,7 +186,10 @@ def _more_of_many(scores, bins):
 
 
 def _skewed(generator):
-    return [torch.randn(30, generator=generator).exp(), 6]
+    """Many low scores, empty bins, and a last bin that holds two."""
+    scores = torch.randn(30, generator=generator).exp().sort().values
+    scores[-2] = 0.97 * scores[-1]
+    return [scores, 8]
 
 
 # --- 40.6: the error that forgives

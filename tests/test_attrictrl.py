@@ -1,0 +1,208 @@
+"""AttriCtrl (notebook 40): ranks, sinusoid, tokens, encoder, exam and leakage against oracles."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata, spearmanr
+
+from data.models.epsilon.train import build_network
+from rlgenkit import models, samplers
+from rlgenkit.models.conditioning import Conditioning
+from tests.notebook_code import definitions
+
+nb = definitions("40")
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_normalized_ranks_are_those_of_scipy_and_ties_share():
+    assert nb.normalized_ranks(torch.tensor([3.0, 1, 2])).tolist() == pytest.approx(
+        [5 / 6, 1 / 6, 1 / 2]
+    )
+    scores = torch.randn(50, generator=generator()).round(decimals=1)
+    assert len(scores.unique()) < 50
+    theirs = (rankdata(scores.numpy()) - 0.5) / 50
+    assert np.allclose(nb.normalized_ranks(scores), theirs)
+
+
+def test_scale_gives_training_values_back_interpolates_and_stays_in_range():
+    raw = torch.tensor([3.0, 1.0, 2.0, 2.0])
+    scale = nb.new_scale(raw)
+    assert torch.allclose(scale.place(raw), nb.normalized_ranks(raw))
+    assert scale.place(torch.tensor([1.5, -9.0, 9.0])).tolist() == pytest.approx(
+        [(1 / 8 + 1 / 2) / 2, 1 / 8, 7 / 8]
+    )
+    for value in (0.2, 0.5, 0.8):
+        back = scale.place(torch.tensor([scale.score(value)], dtype=torch.float64))
+        assert back.item() == pytest.approx(value, abs=1e-6)
+
+
+def test_sinusoid_is_that_of_diffusers_and_the_factor_opens_its_eyes():
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    values = torch.rand(20, generator=generator())
+    theirs = get_timestep_embedding(
+        1000 * values, 256, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
+    assert torch.allclose(nb.sinusoid(values, 1000.0), theirs, atol=2e-3)
+    zero = nb.sinusoid(torch.zeros(1), 1000.0)[0]
+    assert (zero[:128] == 1).all() and (zero[128:] == 0).all()
+    five = torch.linspace(0, 1, 5)
+    for factor, least, most in ((1.0, 1, 4), (1000.0, 5, 5)):
+        sizes = torch.linalg.svdvals(nb.sinusoid(five, factor))
+        assert least <= (sizes > 0.01 * sizes[0]).sum() <= most
+
+
+def test_pixel_measurements_by_hand():
+    gray = torch.full((1, 3, 16, 16), 100 / 255)
+    assert nb.brightness(gray).item() == pytest.approx(100 / 255)
+    assert nb.detail(gray).item() == pytest.approx(0, abs=1e-6)
+    ramp = (torch.arange(256) / 255).view(1, 1, 16, 16).expand(-1, 3, -1, -1)
+    assert nb.detail(ramp).item() == pytest.approx(math.log(256), abs=1e-4)
+    red = torch.tensor([0.8, 0.2, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert nb.brightness(red).item() == pytest.approx(0.8)
+
+
+def small_network():
+    torch.manual_seed(0)
+    return build_network().requires_grad_(False).eval()
+
+
+def prompts():
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
+    return Conditioning(torch.randn(2, 4, 128, generator=generator(1)), mask)
+
+
+def call(network, words, seed=2):
+    """Prediction of the network for two prompts, as the denoiser of the kit makes it."""
+    x = torch.randn(2, 8, 8, 8, generator=generator(seed))
+    mask = ((1 - words.mask.float()) * -10000.0).unsqueeze(1)
+    size = {"resolution": None, "aspect_ratio": None}
+    return network(
+        x, encoder_hidden_states=words.tokens, encoder_attention_mask=mask,
+        timestep=torch.full((2,), 500), added_cond_kwargs=size,
+    ).sample  # fmt: skip
+
+
+def test_tokens_stand_behind_the_caption_and_masked_ones_change_nothing():
+    words, tokens = prompts(), torch.randn(2, 3, 128, generator=generator(3))
+    longer = nb.told(words, tokens)
+    assert torch.equal(longer.tokens[:, :4], words.tokens)
+    assert torch.equal(longer.tokens[:, 4:], tokens)
+    assert longer.mask.tolist() == [[1, 1, 1, 0, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1]]
+    assert nb.told(words, None) is words
+    assert torch.equal(nb.told(words, tokens, None).tokens, longer.tokens)
+    network = small_network()
+    with torch.no_grad():
+        alone, seen = call(network, words), call(network, longer)
+        hidden = call(network, replace(longer, mask=longer.mask * (torch.arange(7) < 4)))
+        zeros = call(network, nb.told(words, torch.zeros_like(tokens)))
+    assert torch.allclose(alone, hidden, atol=1e-5)
+    assert (alone - seen).abs().max() > 1e-4
+    assert (alone - zeros).abs().max() > 1e-6  # even zeros take their share of the attention
+
+
+def test_a_model_without_masks_gets_the_tokens_alone():
+    words = Conditioning(torch.zeros(2, 4, 128))
+    longer = nb.told(words, torch.ones(2, 3, 128))
+    assert longer.mask is None and longer.tokens.shape == (2, 7, 128)
+
+
+def test_only_the_encoder_gets_gradients_and_the_model_stays():
+    network, encoder = small_network(), nb.ValueEncoder(128, 3, 1000.0, generator(4))
+    before = [weight.clone() for weight in network.parameters()]
+    tokens = encoder(torch.tensor([0.2, 0.7]))
+    assert tokens.shape == (2, 3, 128)
+    optimizer = torch.optim.AdamW(encoder.parameters(), 1e-2)
+    call(network, nb.told(prompts(), tokens)).square().mean().backward()
+    optimizer.step()
+    assert all(weight.grad is not None for weight in encoder.parameters())
+    assert encoder.places.grad.abs().sum() > 0 and encoder.first.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in network.parameters())
+    assert all(map(torch.equal, before, network.parameters()))
+
+
+def test_encoder_is_the_formula():
+    encoder = nb.ValueEncoder(8, 2, 1000.0, generator(5))
+    value = torch.tensor([0.37])
+    wave = nb.sinusoid(value, 1000.0)[0]
+    hidden = encoder.first.weight @ wave + encoder.first.bias
+    one = encoder.second.weight @ (hidden * torch.sigmoid(hidden)) + encoder.second.bias
+    assert torch.allclose(encoder(value)[0], one + encoder.places, atol=1e-5)
+    again = nb.ValueEncoder(8, 2, 1000.0, generator(5))
+    assert all(map(torch.equal, encoder.parameters(), again.parameters()))
+
+
+def test_taught_words_are_two_blocks():
+    words = nb.TaughtWords(8, 3, generator(6))
+    made = words(torch.tensor([0.1, 0.9, 0.2]))
+    assert torch.equal(made[0], words.blocks[0]) and torch.equal(made[1], words.blocks[1])
+    assert torch.equal(made[2], made[0])
+
+
+def test_mixed_prompts_and_rivals():
+    words, captions = nb.TaughtWords(128, 2, generator(7)), prompts()
+    speak = nb.rivals_of(words, captions)
+    low, high = words.blocks.detach()
+    assert torch.allclose(speak["interpolated"](0.0).tokens[0, 4:], low)
+    assert torch.allclose(speak["interpolated"](1.0).tokens[1, 4:], high)
+    assert torch.allclose(speak["interpolated"](0.25).tokens[0, 4:], 0.75 * low + 0.25 * high)
+    assert torch.allclose(speak["scaled word"](0.3).tokens[0, 4:], 0.3 * high)
+    for a in (0.0, 0.3, 1.0):
+        assert torch.allclose(speak["interpolated"](a).tokens[:, :4], captions.tokens)
+    assert [speak["wording"](a).tokens.shape[1] for a in (0.1, 0.3, 0.5, 0.7, 0.9)] == [
+        8, 6, 4, 6, 8,
+    ]  # fmt: skip
+
+
+def test_rank_correlation_is_that_of_scipy():
+    asked, value = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]), torch.rand(5, 6, generator=generator())
+    value[1, 0] = value[2, 0]
+    value[:, 5] = 0.4
+    found = nb.by_order(asked, value)
+    for k in range(5):
+        assert found[k].item() == pytest.approx(spearmanr(asked, value[:, k]).statistic, abs=1e-5)
+    assert found[5] == 0
+    exact = {"value": asked[:, None].expand(5, 3)}
+    assert nb.error_of(exact) == 0 and nb.order_of(exact) == pytest.approx(1)
+    off = {"value": torch.full((5, 2), 0.5)}
+    assert nb.error_of(off) == pytest.approx(0.24) and nb.error_of(off, [0, 4]) == pytest.approx(0.4)
+
+
+def test_slopes_are_exact_on_a_linear_world():
+    asked = torch.rand(30, 2, generator=generator(8), dtype=torch.float64)
+    truth = torch.tensor([[0.8, 0.3], [-0.1, 0.6]], dtype=torch.float64)
+    assert torch.allclose(nb.slopes(asked, 0.2 + asked @ truth.T), truth)
+
+
+def test_margin_of_the_leakage_matrix_by_hand():
+    m = torch.tensor([[[0.9, -0.2], [0.1, 0.8]]])
+    assert nb.margin(m).tolist() == pytest.approx([0.8 - 0.6])
+
+
+def test_half_noise_of_the_worked_example():
+    """Equal shares of signal and noise, and the noise as target."""
+    clean, noise = torch.randn(2, 1, 2, 3, 3, generator=generator(9)).unbind(1)
+    noisy, target = samplers.noised_diffusion(clean, noise, torch.tensor([0.5] * 2))
+    assert torch.allclose(noisy, (clean + noise) / math.sqrt(2)) and torch.equal(target, noise)
+
+
+def test_the_kit_tells_the_network_what_is_appended():
+    """The denoiser of the kit with value tokens is the bare network with them."""
+    network = small_network()
+    from types import SimpleNamespace
+
+    policy = SimpleNamespace(
+        network=network, pipeline="PixArtAlphaPipeline", latent_shape=(8, 8, 8), autocast=None,
+        device=torch.device("cpu"), dtype=torch.float32,
+    )  # fmt: skip
+    longer = nb.told(prompts(), torch.randn(2, 3, 128, generator=generator(3)))
+    x = torch.randn(2, 8, 8, 8, generator=generator(2))
+    with torch.no_grad():
+        kit = models.denoiser(policy, longer)(x, torch.full((2,), 500))
+        assert torch.allclose(kit, call(network, longer)[:, :8], atol=1e-5)
