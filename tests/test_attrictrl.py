@@ -187,7 +187,7 @@ def test_margin_of_the_leakage_matrix_by_hand():
 
 def test_half_noise_of_the_worked_example():
     """Equal shares of signal and noise, and the noise as target."""
-    clean, noise = torch.randn(2, 1, 2, 3, 3, generator=generator(9)).unbind(1)
+    clean, noise = torch.randn(2, 2, 1, 3, 3, generator=generator(9))
     noisy, target = samplers.noised_diffusion(clean, noise, torch.tensor([0.5] * 2))
     assert torch.allclose(noisy, (clean + noise) / math.sqrt(2)) and torch.equal(target, noise)
 
