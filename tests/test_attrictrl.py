@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,12 +61,12 @@ def test_sinusoid_is_that_of_diffusers_and_the_factor_opens_its_eyes():
 
 def test_pixel_measurements_by_hand():
     gray = torch.full((1, 3, 16, 16), 100 / 255)
-    assert nb.brightness(gray).item() == pytest.approx(100 / 255)
+    assert nb.hsv(gray).item() == pytest.approx(100 / 255)
     assert nb.detail(gray).item() == pytest.approx(0, abs=1e-6)
     ramp = (torch.arange(256) / 255).view(1, 1, 16, 16).expand(-1, 3, -1, -1)
     assert nb.detail(ramp).item() == pytest.approx(math.log(256), abs=1e-4)
     red = torch.tensor([0.8, 0.2, 0.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert nb.brightness(red).item() == pytest.approx(0.8)
+    assert nb.hsv(red).item() == pytest.approx(0.8)
 
 
 def small_network():
@@ -139,14 +140,24 @@ def test_encoder_is_the_formula():
 
 
 def test_taught_words_are_two_blocks():
-    words = nb.TaughtWords(8, 3, generator(6))
+    known = torch.randn(8, generator=generator(10))
+    words = nb.TaughtWords(known, 3, generator(6))
+    assert 0 < (words.blocks - known).norm(dim=2).max() < known.norm()
     made = words(torch.tensor([0.1, 0.9, 0.2]))
     assert torch.equal(made[0], words.blocks[0]) and torch.equal(made[1], words.blocks[1])
     assert torch.equal(made[2], made[0])
 
 
+def test_mean_token_leaves_out_what_the_mask_hides():
+    words = prompts()
+    seen = torch.cat([words.tokens[0, :3], words.tokens[1, :2]])
+    assert torch.allclose(nb.mean_token(words), seen.mean(0), atol=1e-6)
+    bare = Conditioning(words.tokens)
+    assert torch.allclose(nb.mean_token(bare), words.tokens.mean((0, 1)), atol=1e-6)
+
+
 def test_mixed_prompts_and_rivals():
-    words, captions = nb.TaughtWords(128, 2, generator(7)), prompts()
+    words, captions = nb.TaughtWords(torch.randn(128), 2, generator(7)), prompts()
     speak = nb.rivals_of(words, captions)
     low, high = words.blocks.detach()
     assert torch.allclose(speak["interpolated"](0.0).tokens[0, 4:], low)
@@ -195,8 +206,6 @@ def test_half_noise_of_the_worked_example():
 def test_the_kit_tells_the_network_what_is_appended():
     """The denoiser of the kit with value tokens is the bare network with them."""
     network = small_network()
-    from types import SimpleNamespace
-
     policy = SimpleNamespace(
         network=network, pipeline="PixArtAlphaPipeline", latent_shape=(8, 8, 8), autocast=None,
         device=torch.device("cpu"), dtype=torch.float32,
@@ -206,3 +215,204 @@ def test_the_kit_tells_the_network_what_is_appended():
     with torch.no_grad():
         kit = models.denoiser(policy, longer)(x, torch.full((2,), 500))
         assert torch.allclose(kit, call(network, longer)[:, :8], atol=1e-5)
+
+
+class Silent:
+    """Stands in for a run: no files, no checkpoints."""
+
+    def steps(self, n, name, state=None):
+        return range(n)
+
+    def log(self, step, samples=None, **values):
+        pass
+
+
+def set_names(monkeypatch, **names):
+    """Give the notebook's functions what only a run has."""
+    for name, value in names.items():
+        monkeypatch.setitem(nb.train.__globals__, name, value)
+
+
+DIRECTION = torch.tensor([1.0, -1.0, 0.5, 0.0]).view(4, 1, 1)
+
+
+def toy_world(monkeypatch, seen):
+    """A denoiser that answers with the mean token, pictures that are value x direction.
+
+    seen: list that takes (captions, pictures' values) of every batch.
+    """
+    values = torch.linspace(0, 1, 40)
+    captions = torch.arange(40)
+
+    def denoiser(base, words, guidance):
+        seen.append(words.tokens[:, 0, 0].clone())
+        return lambda noisy, t: words.tokens[:, 1:].mean(1)[:, :, None, None]
+
+    def task(clean, generator):
+        seen.append(clean[:, 0, 0, 0].clone())
+        return clean, torch.zeros(len(clean)), clean, torch.ones(len(clean))
+
+    tokens = captions[:, None, None].expand(-1, 1, 4).float()
+    set_names(
+        monkeypatch, run=Silent(), base=SimpleNamespace(device=torch.device("cpu")),
+        models=SimpleNamespace(denoiser=denoiser), task=task, told_lessons=Conditioning(tokens),
+        p=SimpleNamespace(updates=300, batch=8, lr=3e-2, guidance=1.0),
+        album=SimpleNamespace(caption=captions, latents=values.view(-1, 1, 1, 1) * DIRECTION),
+    )  # fmt: skip
+    return values
+
+
+def test_training_makes_tokens_that_denoise_and_depend_on_the_value(monkeypatch):
+    seen = []
+    values = toy_world(monkeypatch, seen)
+    encoder = nb.ValueEncoder(4, 2, 1.0, generator(1))
+    assert nb.train("toy", 0, encoder, torch.arange(40), values) is encoder
+    made = encoder(torch.tensor([0.2, 0.8])).mean(1).detach()
+    wanted = torch.tensor([0.2, 0.8])[:, None] * DIRECTION.view(1, 4)
+    assert torch.allclose(made, wanted, atol=0.05)  # not its negative, and not one constant
+
+
+def test_training_rows_keep_picture_caption_and_value_together(monkeypatch):
+    """Of pictures 30 to 39 in turned order: caption k, latent of k, value of k meet."""
+    seen, told_values = [], []
+    values = toy_world(monkeypatch, seen)
+    rows = torch.arange(39, 29, -1)
+
+    class Recorder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = torch.nn.Parameter(torch.zeros(2, 4))
+
+        def forward(self, some):
+            told_values.append(some.clone())
+            return self.block.expand(len(some), -1, -1)
+
+    monkeypatch.setattr(nb.train.__globals__["p"], "updates", 5)
+    nb.train("toy", 0, Recorder(), rows, values[rows])
+    for clean, captions, some in zip(seen[::2], seen[1::2], told_values, strict=True):
+        assert torch.equal(values[captions.long()], some) and torch.equal(clean, some)
+        assert ((captions >= 30) & (captions <= 39)).all()
+
+
+def test_rate_falls_to_zero_and_words_have_their_own(monkeypatch):
+    values = toy_world(monkeypatch, [])
+    rates = []
+
+    class Optimizer:
+        param_groups = ({"lr": None},)
+
+        def zero_grad(self):
+            pass
+
+        def step(self):
+            rates.append(self.param_groups[0]["lr"])
+
+    def make_optimizer(parameters, lr, weight_decay):
+        assert weight_decay == 0
+        return Optimizer()
+
+    set_names(monkeypatch, optimizers=SimpleNamespace(make_optimizer=make_optimizer))
+    monkeypatch.setattr(nb.train.__globals__["p"], "updates", 4)
+    encoder = nb.ValueEncoder(4, 2, 1.0, generator(1))
+    nb.train("toy", 0, encoder, torch.arange(40), values)
+    assert rates == pytest.approx([3e-2 * f for f in (1, 0.75, 0.5, 0.25)])
+    nb.train("toy", 0, encoder, torch.arange(40), values, lr=1.0)
+    assert rates[4:] == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+def test_weights_turn_errors_of_the_noise_into_errors_of_the_velocity(monkeypatch):
+    levels = torch.linspace(0.999, 0.01, 1000)
+    base = SimpleNamespace(
+        scheduler=SimpleNamespace(alphas_cumprod=levels), prediction="epsilon",
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    set_names(monkeypatch, base=base, FLOW=False, p=SimpleNamespace(start=600))
+    clean = torch.randn(500, 2, 3, 3, generator=generator(3), dtype=torch.float32)
+    noisy, t, target, weights = nb.task(clean, generator(4))
+    assert 600 <= t.min() < 610 and 990 < t.max() <= 999
+    assert nb.weights_of(levels[600:]).mean().item() == pytest.approx(1, abs=1e-5)
+    level = levels[t].view(-1, 1, 1, 1)
+
+    def velocity(noise):
+        clean = (noisy - (1 - level).sqrt() * noise) / level.sqrt()
+        return level.sqrt() * noise - (1 - level).sqrt() * clean
+
+    wrong = target + torch.randn(target.shape, generator=generator(5))
+    noise_errors = (wrong - target).square().mean((1, 2, 3))
+    errors = (velocity(wrong) - velocity(target)).square().mean((1, 2, 3))
+    ratio = errors / (noise_errors * weights)
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-3)
+    base.prediction = "v"
+    assert (nb.task(clean, generator(4))[3] == 1).all()
+
+
+def fake_pictures(monkeypatch):
+    """Words hold a number, pictures are gray of that number squared, and so are values."""
+    same = SimpleNamespace(place=lambda raw: raw)
+    set_names(
+        monkeypatch, paint=lambda words, noise: words.tokens[:, 0, 0].square(),
+        MEASURES={"gray": lambda pictures: pictures}, SCALES={"gray": same},
+        noise_for=lambda count, seed: torch.zeros(count), lessons=[None] * 12,
+        seen_in=lambda pictures, prompts: (pictures > 0.2, pictures[:, None]),
+    )  # fmt: skip
+
+
+def say(count, sign=1.0):
+    """A speaker of `count` prompts whose words are the number that is asked."""
+    return lambda a: Conditioning(torch.full((count, 1, 1), sign * float(a)))
+
+
+def test_exam_asks_all_targets_and_measures(monkeypatch):
+    fake_pictures(monkeypatch)
+    found = nb.examine("gray", 0, say(3), [None] * 3)
+    squares = torch.tensor([0.01, 0.09, 0.25, 0.49, 0.81])
+    assert torch.allclose(found["value"], squares[:, None].expand(5, 3))
+    assert found["there"].tolist() == [[False] * 3] * 2 + [[True] * 3] * 3
+    assert nb.error_of(found) == pytest.approx((0.09 + 0.21 + 0.25 + 0.21 + 0.09) / 5)
+    low = nb.examine("gray", 0, say(3), [None] * 3, nb.TARGETS[:2])
+    assert low["value"].shape == (2, 3)
+    assert nb.error_of(low, slice(0, 2)) == pytest.approx(0.15)
+    assert nb.error_of(found, slice(0, 2)) == pytest.approx(0.15)
+
+
+def test_calibrated_interpolation_finds_the_weight_on_lessons_and_says_it_in_the_exam(monkeypatch):
+    fake_pictures(monkeypatch)
+    speak = nb.calibrated(say(12), say(3, sign=-1.0), "gray", 0)
+    for target in (0.04, 0.36, 0.64):
+        words = speak(target)
+        assert len(words.tokens) == 3  # captions of the exam
+        assert words.tokens[0].item() == pytest.approx(-math.sqrt(target), abs=1e-4)
+
+
+def test_best_background_name_for_each_target(monkeypatch):
+    fake_pictures(monkeypatch)
+    known = {"white": 1.0, "sand": 0.5, "sky": 0.0}
+    asked = []
+
+    def with_name(name, start, count):
+        asked.append((name, start, count))
+        return Conditioning(torch.full((count, 1, 1), known[name]))
+
+    worlds = SimpleNamespace(BACKGROUNDS=tuple(known))
+    set_names(monkeypatch, worlds=worlds, with_name=with_name, p=SimpleNamespace(prompts=3))
+    speak = nb.own_words("gray", 0)
+    assert {start for _, start, _ in asked} == {3}  # tuned on lessons, which follow the exam
+    said = [speak(a).tokens[0].item() for a in (0.1, 0.3, 0.9)]
+    assert said == [0.0, 0.5, 1.0] and asked[-1] == ("white", 0, 3)
+
+
+def test_raw_speaker_says_the_scaled_raw_score(monkeypatch):
+    scale = nb.new_scale(torch.tensor([10.0, 20.0, 40.0, 90.0]))
+    said = []
+
+    def speaker(encoder, captions):
+        return said.append
+
+    set_names(
+        monkeypatch, SCALES={"brightness": scale}, speaker=speaker, told_exam=None, LOWEST=10.0,
+        RANGE=80.0,
+    )  # fmt: skip
+    speak = nb.raw_speaker(None)
+    for target in (1 / 8, 3 / 8, 7 / 8):
+        speak(target)
+    assert said == pytest.approx([0, 1 / 8, 1])
