@@ -250,7 +250,7 @@ def toy_world(monkeypatch, seen):
 
     def task(clean, generator):
         seen.append(clean[:, 0, 0, 0].clone())
-        return clean, torch.zeros(len(clean)), clean, torch.ones(len(clean))
+        return clean, torch.zeros(len(clean)), clean
 
     tokens = captions[:, None, None].expand(-1, 1, 4).float()
     set_names(
@@ -320,30 +320,33 @@ def test_rate_falls_to_zero_and_words_have_their_own(monkeypatch):
     assert rates[4:] == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
-def test_weights_turn_errors_of_the_noise_into_errors_of_the_velocity(monkeypatch):
+def test_drawn_times_make_errors_of_the_noise_those_of_the_velocity(monkeypatch):
+    """By enumeration: the mean over drawn times is the mean velocity error of even times."""
     levels = torch.linspace(0.999, 0.01, 1000)
     base = SimpleNamespace(
         scheduler=SimpleNamespace(alphas_cumprod=levels), prediction="epsilon",
         device=torch.device("cpu"),
     )  # fmt: skip
-    set_names(monkeypatch, base=base, FLOW=False, p=SimpleNamespace(start=600))
-    clean = torch.randn(500, 2, 3, 3, generator=generator(3), dtype=torch.float32)
-    noisy, t, target, weights = nb.task(clean, generator(4))
-    assert 600 <= t.min() < 610 and 990 < t.max() <= 999
-    assert nb.weights_of(levels[600:]).mean().item() == pytest.approx(1, abs=1e-5)
-    level = levels[t].view(-1, 1, 1, 1)
+    set_names(monkeypatch, base=base, FLOW=False)
+    clean, noise, wrong = torch.randn(3, 1000, 2, 3, 3, generator=generator(3))
+    noisy, target = samplers.noised_diffusion(clean, noise, levels, "epsilon")
+    wrong = target + wrong * torch.linspace(0.1, 1, 1000).view(-1, 1, 1, 1)
+    level = levels.view(-1, 1, 1, 1)
 
     def velocity(noise):
         clean = (noisy - (1 - level).sqrt() * noise) / level.sqrt()
         return level.sqrt() * noise - (1 - level).sqrt() * clean
 
-    wrong = target + torch.randn(target.shape, generator=generator(5))
-    noise_errors = (wrong - target).square().mean((1, 2, 3))
     errors = (velocity(wrong) - velocity(target)).square().mean((1, 2, 3))
-    ratio = errors / (noise_errors * weights)
-    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-3)
+    by_chance = (nb.chances_of(levels) * (wrong - target).square().mean((1, 2, 3))).sum()
+    assert by_chance.item() == pytest.approx((errors.mean() / (1 / levels).mean()).item(), rel=1e-3)
+    some = clean[:1].expand(20_000, -1, -1, -1)
+    _, t, _ = nb.task(some, generator(4))
+    late = nb.chances_of(levels)[900:].sum().item()
+    assert 0.3 < late < 0.6 and (t >= 900).float().mean().item() == pytest.approx(late, abs=0.015)
     base.prediction = "v"
-    assert (nb.task(clean, generator(4))[3] == 1).all()
+    _, t, _ = nb.task(some, generator(4))
+    assert (t >= 900).float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 
 def fake_pictures(monkeypatch):
