@@ -182,7 +182,9 @@ def test_rank_correlation_is_that_of_scipy():
     exact = {"value": asked[:, None].expand(5, 3)}
     assert nb.error_of(exact) == 0 and nb.order_of(exact) == pytest.approx(1)
     off = {"value": torch.full((5, 2), 0.5)}
-    assert nb.error_of(off) == pytest.approx(0.24) and nb.error_of(off, [0, 4]) == pytest.approx(0.4)
+    assert nb.error_of(off) == pytest.approx(0.24) and nb.error_of(off, [0, 4]) == pytest.approx(
+        0.4
+    )
 
 
 def test_slopes_are_exact_on_a_linear_world():

@@ -38,6 +38,23 @@ def _one_more(scores):
     return normalized_ranks(scores) + 0.5 / len(scores)
 
 
+def _lowest_of_equals(scores):
+    return ((scores[None] < scores[:, None]).sum(1) + 0.5) / len(scores)
+
+
+def _highest_of_equals(scores):
+    return ((scores[None] <= scores[:, None]).sum(1) - 0.5) / len(scores)
+
+
+def _without_gaps(scores):
+    place = scores.unique(return_inverse=True)[1]
+    return (place + 0.5) / (place.max() + 1)
+
+
+def _both_ends(scores):
+    return (normalized_ranks(scores) * len(scores) - 0.5) / (len(scores) - 1)
+
+
 def _some_scores(generator):
     scores = torch.randn(9, generator=generator)
     scores[4] = scores[1]
@@ -81,6 +98,22 @@ def _in_turns(values, factor, wide=256):
     return torch.stack(both, 2).flatten(1)
 
 
+def _factor_of_the_paper(values, factor, wide=256):
+    return sinusoid(values, 1000.0, wide)
+
+
+def _growing(values, factor, wide=256):
+    half = wide // 2
+    angles = factor * values[:, None] * 10_000 ** (torch.arange(half) / half)
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _from_one(values, factor, wide=256):
+    half = wide // 2
+    angles = factor * values[:, None] * 10_000 ** (-torch.arange(1, half + 1) / half)
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
 def _some_values(generator):
     return [torch.rand(5, generator=generator), 30.0, 12]
 
@@ -111,6 +144,15 @@ def _detached(states, mask, tokens):
 def _all_seen(states, mask, tokens):
     states, mask = appended(states, mask, tokens)
     return states, torch.ones_like(mask)
+
+
+def _old_mask(states, mask, tokens):
+    return appended(states, mask, tokens)[0], mask
+
+
+def _mask_in_front(states, mask, tokens):
+    seen = torch.ones(tokens.shape[:2], dtype=mask.dtype)
+    return torch.cat([states, tokens], 1), torch.cat([seen, mask], 1)
 
 
 def _prompts(generator):
@@ -212,6 +254,10 @@ def _signed(targets, measured):
     return (measured - targets[:, None]).mean().abs()
 
 
+def _median(targets, measured):
+    return (measured - targets[:, None]).abs().median()
+
+
 def _drawn(generator):
     targets = torch.tensor([0.1, 0.5, 0.9])
     return [targets, targets[:, None] + 0.2 * torch.randn(3, 7, generator=generator)]
@@ -241,6 +287,10 @@ EXERCISES = {
             "argsort says who comes where, not which rank a score has": _order_not_rank,
             "the highest score gets the highest value": _falling,
             "take half a rank off: the highest of n gets 1 - 1 / 2n": _one_more,
+            "equal scores share the mean of their ranks, not the lowest of them": _lowest_of_equals,
+            "equal scores share the mean of their ranks, not the highest of them": _highest_of_equals,
+            "divide by the number of scores; equal ones take a rank each": _without_gaps,
+            "0 and 1 are never reached: divide by n, not by n - 1": _both_ends,
         },
         hints=[
             "Compare all pairs at once: `scores[None] < scores[:, None]` is [N, N].",
@@ -255,6 +305,9 @@ EXERCISES = {
         wrong={
             "cosines come first": _sines_first,
             "the value is multiplied by the factor": _without_factor,
+            "the factor is an argument, not always 1000": _factor_of_the_paper,
+            "speeds fall with k: the exponent is negative": _growing,
+            "k starts at 0: the fastest speed is 1": _from_one,
             "the exponent is k over half of the width": _half_speeds,
             "the slowest speed is 10000 ** (-(h - 1) / h), not 1 / 10000": _to_the_end,
             "first all cosines, then all sines, not in turns": _in_turns,
@@ -274,6 +327,8 @@ EXERCISES = {
             "the value's tokens stand behind the caption's": _in_front,
             "the gradient must reach the value's tokens": _detached,
             "the caption's padding stays unseen": _all_seen,
+            "the mask must cover the new tokens, too": _old_mask,
+            "the ones of the mask stand where the new tokens do: behind": _mask_in_front,
         },
         hints=["Two calls of `torch.cat` along axis 1."],
     ),
@@ -291,7 +346,8 @@ EXERCISES = {
         },
         hints=[
             "`torch.linalg.lstsq(X, Y).solution` has a row for every column of X.",
-            "Means: over the rows, `mean(0)`.",
+            "Means: over the rows, `mean(0)`. (With the mean off `asked`, that of `measured` "
+            "no longer matters.)",
         ],
     ),
     "40.5": wb.Exercise(
@@ -319,6 +375,7 @@ EXERCISES = {
             "nothing has changed yet: scatter around the target is still forgiven": _mean_first,
             "the error is a mean of sizes, not of squares": _squared,
             "errors up and down must not cancel": _signed,
+            "the mean counts every picture, the median the middle one": _median,
         },
         hints=["In which order do mean and size come?"],
     ),
@@ -347,12 +404,12 @@ QUIZZES = {
         "Eight rounds of policy gradient reward brightness. What happens to its spread over "
         "fresh pictures?",
         [
-            "it grows: some captions get brighter than others",
-            "it shrinks: all pictures move to the bright end, and the scale ends there",
-            "it stays: only the mean moves",
+            "it grows",
+            "it shrinks",
+            "it stays as it is",
         ],
         1,
-        "A reward has one best answer. Values cannot rise beyond the brightest pictures, so "
+        "A reward has one best answer, and values cannot rise beyond the brightest pictures: "
         "what moves up is pressed together.",
     ),
 }
