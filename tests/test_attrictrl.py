@@ -421,3 +421,79 @@ def test_raw_speaker_says_the_scaled_raw_score(monkeypatch):
     for target in (1 / 8, 3 / 8, 7 / 8):
         speak(target)
     assert said == pytest.approx([0, 1 / 8, 1])
+
+
+def test_sham_learns_from_the_same_values_on_other_pictures(monkeypatch):
+    values, learned = torch.linspace(0, 1, 30), []
+
+    def train(name, seed, encoder, rows, values, probe=None):
+        learned.append((rows, values))
+
+    set_names(
+        monkeypatch, train=train, new_encoder=lambda seed: None, p=SimpleNamespace(pictures=30),
+        EVERYTHING=torch.arange(30), VALUES={"detail": values},
+    )  # fmt: skip
+    nb.new_arm("detail", 1)
+    nb.sham_arm("detail", 1)
+    (rows, right), (same_rows, shuffled) = learned
+    assert torch.equal(rows, same_rows) and torch.equal(right, values)
+    assert torch.equal(shuffled.sort().values, values)
+    assert abs(np.corrcoef(shuffled, values)[0, 1]) < 0.5 and (shuffled == values).sum() < 5
+
+
+def test_ends_arm_keeps_the_values_of_its_pictures(monkeypatch):
+    values, learned = torch.linspace(0.01, 0.99, 99), []
+
+    def train(name, seed, encoder, rows, told_values):
+        learned.append((rows, told_values))
+
+    set_names(monkeypatch, train=train, new_encoder=lambda s: None, VALUES={"brightness": values})
+    nb.ends_arm(0)
+    ((rows, told_values),) = learned
+    assert torch.equal(values[rows], told_values)
+    assert ((told_values < 0.1) | (told_values > 0.9)).all() and len(rows) in (18, 19, 20)
+
+
+def test_two_encoders_at_once_are_measured_each_by_its_own(monkeypatch):
+    """Encoders say their value, pictures are what is said: all errors 0, slopes the identity."""
+
+    def encoder(values):
+        return values[:, None, None]
+
+    pictures = {"first": lambda x: x[:, 0], "second": lambda x: x[:, -1]}
+    same = SimpleNamespace(place=lambda raw: raw)
+    set_names(
+        monkeypatch, told_exam=Conditioning(torch.zeros(3, 1, 1)), MEASURES=pictures,
+        SCALES={"first": same, "second": same}, p=SimpleNamespace(prompts=3),
+        noise_for=lambda count, seed: None, paint=lambda words, noise: words.tokens[:, 1:, 0],
+    )  # fmt: skip
+    one = nb.together((encoder, encoder), ("first", "second"), 0)
+    assert one["asked"].shape == (27, 2) and torch.equal(one["asked"], one["found"])
+    assert torch.allclose(one["alone"], torch.zeros(2))
+    assert torch.allclose(nb.slopes(one["asked"], one["found"]), torch.eye(2), atol=1e-5)
+
+
+def test_loss_on_fresh_pictures_takes_every_picture_with_its_value(monkeypatch):
+    """A model that is told the pictures' values has no loss; told those of others it has."""
+    values = torch.linspace(0, 1, 7)
+    latents = values.view(-1, 1, 1, 1) * DIRECTION
+
+    def denoiser(base, words, guidance):
+        return lambda noisy, t: words.tokens[:, 1:].mean(1)[:, :, None, None]
+
+    set_names(
+        monkeypatch, base=SimpleNamespace(device=torch.device("cpu")),
+        models=SimpleNamespace(denoiser=denoiser), p=SimpleNamespace(chunk=3, guidance=1.0),
+        task=lambda clean, generator: (clean, torch.zeros(7), clean),
+        FRESH=SimpleNamespace(latents=latents, caption=torch.arange(7), raw={"gray": values}),
+        told_lessons=Conditioning(torch.zeros(7, 1, 4)),
+        SCALES={"gray": SimpleNamespace(place=lambda raw: raw)},
+    )  # fmt: skip
+
+    def knowing(some):
+        return (some[:, None] * DIRECTION.view(1, 4))[:, None]
+
+    assert nb.fresh_loss(knowing, values, 0) == pytest.approx(0, abs=1e-9)
+    wrong = ((values.roll(1) - values)[:, None] * DIRECTION.view(1, 4)).square().mean().item()
+    assert nb.fresh_loss(knowing, values.roll(1), 0) == pytest.approx(wrong, rel=1e-5)
+    assert nb.saved(knowing, "gray", 0) == pytest.approx(1)
