@@ -351,13 +351,34 @@ def test_drawn_times_make_errors_of_the_noise_those_of_the_velocity(monkeypatch)
     assert (t >= 900).float().mean().item() == pytest.approx(0.1, abs=0.01)
 
 
+NOBODY = SimpleNamespace(text="nobody")
+
+
+def test_guidance_enlarges_what_is_asked_and_nothing_else(monkeypatch):
+    """Prediction without + strength x (with - without); strength 1 or no plain words: untouched."""
+
+    def denoiser(base, words, guidance):
+        return lambda noisy, time: noisy + words.tokens[:, :, 0].sum(1) * time
+
+    asked, plain = Conditioning(torch.tensor([[[2.0], [5.0]]])), Conditioning(torch.tensor([[[2.0]]]))
+    for strength, other, expected in ((3.0, plain, 1 + 17.0), (1.0, plain, 8.0), (3.0, None, 8.0)):
+        set_names(
+            monkeypatch, models=SimpleNamespace(denoiser=denoiser), base=None,
+            p=SimpleNamespace(strength=strength, guidance=1.0),
+        )  # fmt: skip
+        predict = nb.pressed(asked, other)
+        assert predict(torch.ones(1), torch.ones(1)).item() == pytest.approx(expected)
+
+
 def fake_pictures(monkeypatch):
     """Words hold a number, pictures are gray of that number squared, and so are values."""
     same = SimpleNamespace(place=lambda raw: raw)
     set_names(
-        monkeypatch, paint=lambda words, noise: words.tokens[:, 0, 0].square(),
+        monkeypatch, paint=lambda words, noise, plain: words.tokens[:, 0, 0].square(),
         MEASURES={"gray": lambda pictures: pictures}, SCALES={"gray": same},
-        noise_for=lambda count, seed: torch.zeros(count), lessons=[None] * 12,
+        noise_for=lambda count, seed: torch.zeros(count), lessons=[NOBODY] * 12,
+        told_lessons=Conditioning(torch.zeros(12, 1, 1)), base=None,
+        models=SimpleNamespace(embed=lambda base, texts: Conditioning(torch.zeros(len(texts), 1, 1))),
         seen_in=lambda pictures, prompts: (pictures > 0.2, pictures[:, None]),
     )  # fmt: skip
 
@@ -369,12 +390,12 @@ def say(count, sign=1.0):
 
 def test_exam_asks_all_targets_and_measures(monkeypatch):
     fake_pictures(monkeypatch)
-    found = nb.examine("gray", 0, say(3), [None] * 3)
+    found = nb.examine("gray", 0, say(3), [NOBODY] * 3)
     squares = torch.tensor([0.01, 0.09, 0.25, 0.49, 0.81])
     assert torch.allclose(found["value"], squares[:, None].expand(5, 3))
     assert found["there"].tolist() == [[False] * 3] * 2 + [[True] * 3] * 3
     assert nb.error_of(found) == pytest.approx((0.09 + 0.21 + 0.25 + 0.21 + 0.09) / 5)
-    low = nb.examine("gray", 0, say(3), [None] * 3, nb.TARGETS[:2])
+    low = nb.examine("gray", 0, say(3), [NOBODY] * 3, nb.TARGETS[:2])
     assert low["value"].shape == (2, 3)
     assert nb.error_of(low, slice(0, 2)) == pytest.approx(0.15)
     assert nb.error_of(found, slice(0, 2)) == pytest.approx(0.15)
@@ -465,7 +486,8 @@ def test_two_encoders_at_once_are_measured_each_by_its_own(monkeypatch):
     set_names(
         monkeypatch, told_exam=Conditioning(torch.zeros(3, 1, 1)), MEASURES=pictures,
         SCALES={"first": same, "second": same}, p=SimpleNamespace(prompts=3),
-        noise_for=lambda count, seed: None, paint=lambda words, noise: words.tokens[:, 1:, 0],
+        noise_for=lambda count, seed: None,
+        paint=lambda words, noise, plain: words.tokens[:, 1:, 0],
     )  # fmt: skip
     one = nb.together((encoder, encoder), ("first", "second"), 0)
     assert one["asked"].shape == (27, 2) and torch.equal(one["asked"], one["found"])
