@@ -519,3 +519,13 @@ def test_loss_on_fresh_pictures_takes_every_picture_with_its_value(monkeypatch):
     wrong = ((values.roll(1) - values)[:, None] * DIRECTION.view(1, 4)).square().mean().item()
     assert nb.fresh_loss(knowing, values.roll(1), 0) == pytest.approx(wrong, rel=1e-5)
     assert nb.saved(knowing, "gray", 0) == pytest.approx(1)
+
+
+def test_errors_that_backgrounds_alone_would_have(monkeypatch):
+    """Five backgrounds with two pictures each; at 0.5 one of them is as near as it gets."""
+    values = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.48, 0.52, 0.5, 0.9, 0.7, 1.0])
+    wall = torch.arange(5).repeat_interleave(2)
+    set_names(monkeypatch, VALUES={"gray": values}, TARGETS=(0.5,))
+    best, occur = nb.two_errors("gray", wall)
+    near = [0.02, 0.02, 0.2]  # 0.48 and 0.52 have the third background, 0.5 has the fourth
+    assert best == pytest.approx(0.02) and occur == pytest.approx(np.mean(near))
