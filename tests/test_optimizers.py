@@ -309,6 +309,23 @@ def test_rwr_weights():
         o.rwr_weights(values, 0.0)
 
 
+def test_preferences_on_denoising_errors_are_dpo_of_gaussian_likelihoods():
+    """log p = -error + const for a Gaussian: the loss of language models with these numbers."""
+    error = randn(4, 6, seed=3).square()  # policy and reference on winner and loser
+    winner, loser, beta = error[0] - error[1], error[2] - error[3], 0.7
+    terms = o.preference_denoising_terms(winner, loser, beta)
+    same = o.dpo_loss(-error[0], -error[2], -error[1], -error[3], beta)
+    assert torch.allclose(terms.mean(), same)
+    sign = torch.tensor([1.0, -1.0, 0.0, 1.0, -1.0, 0.0], requires_grad=True)
+    winner, loser = winner.requires_grad_(), loser.requires_grad_()
+    o.preference_denoising_terms(winner, loser, beta, sign).sum().backward()
+    weight = beta * (beta * (winner - sign * loser)).sigmoid().detach()
+    assert torch.allclose(winner.grad, weight) and sign.grad is None
+    assert torch.allclose(loser.grad, -sign.detach() * weight)
+    with pytest.raises(ValueError, match="beta"):
+        o.preference_denoising_terms(winner, loser, 0.0)
+
+
 def test_weighted_denoising_loss():
     prediction, target = randn(3, *SHAPE), randn(3, *SHAPE, seed=1)
     w = torch.tensor([0.5, 0.0, 0.5])

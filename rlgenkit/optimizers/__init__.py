@@ -16,7 +16,10 @@ __getattr__, __dir__, __all__ = lazy(
             "velocity_mse"
         ),
         "pareto": "dominance hypervolume pareto_mask pareto_weights",
-        "regression": ("nft_optimality nft_terms rwr_weights weighted_denoising_loss"),
+        "regression": (
+            "nft_optimality nft_terms preference_denoising_terms rwr_weights "
+            "weighted_denoising_loss"
+        ),
         "selection": "best_of_group best_of_k",
         "tabular": "potential_shaping",
         "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
