@@ -10,7 +10,7 @@ from rlgenkit import workbook as wb
 
 
 def sde_step(x, v, now, after, a, top):
-    """Mean [B, ...] and width of the SDE's step from level `now` to level `after`."""
+    """Mean [B, ...] and width (a float) of the SDE's step from level `now` to level `after`."""
     s = a * math.sqrt(now / (1 - min(now, top)))
     drift = v + s**2 / (2 * now) * (x + (1 - now) * v)
     return x + drift * (after - now), s * math.sqrt(now - after)
@@ -52,10 +52,22 @@ def _always_top(x, v, now, after, a, top):
     return x + drift * (after - now), s * math.sqrt(now - after)
 
 
+def _top_twice(x, v, now, after, a, top):
+    level = min(now, top)
+    s = a * math.sqrt(level / (1 - level))
+    drift = v + s**2 / (2 * now) * (x + (1 - now) * v)
+    return x + drift * (after - now), s * math.sqrt(now - after)
+
+
+def _without_half(x, v, now, after, a, top):
+    mean, std = sde_step(x, v, now, after, a, top)
+    return 2 * mean - (x + v * (after - now)), std
+
+
 def _step(generator):
-    """A state with its velocity, and one of four steps; the first begins at level 1."""
+    """A state with its velocity and a step; half of the steps begin at level 1."""
     x, v = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
-    first = (0, 2, 1, 3)[int(torch.randint(4, (1,), generator=generator))]
+    first = (0, 2, 0, 3)[int(torch.randint(4, (1,), generator=generator))]
     levels = [1.0, 0.75, 0.5, 0.25, 0.0]
     return [x, v, levels[first], levels[first + 1], 0.7, 0.75]
 
@@ -147,6 +159,10 @@ def _wrong_axis(new, old, advantages, clip):
     return clipped_terms(new.T, old.T, advantages, clip).T
 
 
+def _quotient(new, old, advantages, clip):
+    return clipped_terms((new / old).log(), torch.zeros_like(old), advantages, clip)
+
+
 def _update(generator):
     """As many pictures as steps, so that advantages along the wrong axis show."""
     old = torch.randn(6, 6, generator=generator)
@@ -205,6 +221,13 @@ def _no_mirror(new, old, target, optimality, times, b=1.0):
     return (good + bad) / b
 
 
+def _plain(new, old, target, optimality, times, b=1.0):
+    old = old.detach()
+    toward, away = (1 - b) * old + b * new, (1 + b) * old - b * new
+    good, bad = ((x - target).flatten(1).square().mean(1) for x in (toward, away))
+    return (optimality * good + (1 - optimality) * bad) / b
+
+
 def _velocities(generator):
     """Three velocities, two of which could carry gradients, and a strength below 1."""
     new, old, target = (torch.randn(4, 2, 3, 3, generator=generator) for _ in range(3))
@@ -261,6 +284,10 @@ def _from_zero(old, target, optimality, b):
     return (2 * optimality[:, None] - 1) * (target - old) / b
 
 
+def _times_strength(old, target, optimality, b):
+    return old + b * (2 * optimality[:, None] - 1) * (target - old)
+
+
 def _parabola(generator):
     """Old velocity and target [4, 6], optimality [4] on both sides of 1/2, a strength."""
     old, target = (torch.randn(4, 6, generator=generator) for _ in range(2))
@@ -293,7 +320,7 @@ def _vanishes(seed):
 
 EXERCISES = {
     "02.1": wb.Exercise(
-        reference=sde_step, inputs=_step, minutes=10, difficulty=2,
+        reference=sde_step, inputs=_step, trials=8, minutes=10, difficulty=2,
         wrong={
             "the noise comes on top: the drift must take it out again (second part of the bracket)":
                 _uncorrected,
@@ -303,9 +330,13 @@ EXERCISES = {
             "the width of a step is s times the root of its length": _rate_as_width,
             "the width grows with the root of the length, not with the length": _linear_width,
             "`top` stands in for a level of 1 only: take the smaller of the two": _always_top,
+            "`top` belongs to the denominator alone: the numerator of the root is the level itself":
+                _top_twice,
+            "the second part of the bracket is s^2 / (2 t), not s^2 / t": _without_half,
         },
         hints=["Compute s first, then the bracket, then the mean. `after - now` is -Delta.",
-               "min(now, top) is the level itself everywhere but at the first step."]),
+               "The root holds now / (1 - min(now, top)); min(now, top) is the level itself everywhere "
+               "but at the first step."]),
     "02.2": wb.Exercise(
         reference=group_advantages, inputs=_captions, minutes=5, difficulty=1,
         wrong={
@@ -328,6 +359,8 @@ EXERCISES = {
             "the loss is minimized, so that a good step needs a minus sign": _ascent,
             "an advantage belongs to a picture, the first axis: `advantages[:, None]`":
                 _wrong_axis,
+            "a ratio of probabilities is the exponential of a difference of log-probabilities":
+                _quotient,
         },
         hints=["What turns a difference of log-probabilities into a ratio?",
                "Of two losses the larger is the pessimistic one."]),
@@ -342,15 +375,16 @@ EXERCISES = {
             "the branch away from the new velocity has an error of its own; a negative error has "
             "no lowest point": _subtracted,
             "the mirror image of the new velocity is (1 + b) old - b new": _no_mirror,
+            "the error of a branch is `branch_error`, not the plain mean square": _plain,
         },
         hints=["toward and away lie on both sides of the old velocity, b times the change apart.",
                "`branch_error` returns [B], the optimality is [B]."]),
     "02.5": wb.Exercise(
-        reference=repaired_step, inputs=_line, minutes=15, difficulty=4,
+        reference=repaired_step, inputs=_line, minutes=8, difficulty=3,
         wrong={
             "that is the bug: noise without its drift": _forgotten,
-            "half of s^2: noise of width s adds variance s^2, half of which is the derivative of "
-            "the density's second moment": _twice,
+            "half of s^2: noise of width s adds s^2/2 times the second derivative of the density":
+                _twice,
             "the correction pulls the other way: time runs down": _wrong_way,
         },
         hints=["Noise adds s^2/2 times the second derivative of p to the Fokker-Planck equation. A "
@@ -363,6 +397,7 @@ EXERCISES = {
             "below optimality 1/2 the best velocity lies on the far side of the old one":
                 _never_away,
             "start from the old velocity": _from_zero,
+            "a large b makes a small step: divide by b": _times_strength,
         },
         hints=["Write v = old + d and set the derivative with respect to d to zero.",
                "The two squares are |b d - g|^2 and |-b d - g|^2 with g = target - old."]),
@@ -371,10 +406,10 @@ EXERCISES = {
 QUIZZES = {
     "02.q1": wb.Quiz(
         "All weights were shaken a little, in random directions. What do the four ratios become?",
-        ["below 1: the steps were drawn by the old weights",
-         "above 1 for good pictures, below 1 for bad ones",
-         "exactly 1: the pictures are already drawn",
-         "above 1 for some, below 1 for others, whatever their scores"],
+        ["below 1, since the steps were drawn by the old weights",
+         "above 1 for the good pictures and below 1 for the bad ones",
+         "exactly 1, since the pictures are already drawn",
+         "above 1 for some pictures and below 1 for others"],
         3, "Nobody told the weights where to go. A drawn latent lies beside the mean of its step, "
         "so a small move of the mean may come nearer to it or go away.", holds=_any_way),
     "02.q2": wb.Quiz(
@@ -382,8 +417,8 @@ QUIZZES = {
         "risen clearly?",
         ["about a hundred: one round shows what is missing",
          "a few thousand",
-         "a few million, as in the pretraining of such models",
-         "it does not depend on the number of pictures, only on the rate"],
+         "about fifty thousand",
+         "a few million, as in the pretraining of such models"],
         1, "A score says how good a whole picture is, not what is wrong with it, and most of the "
         "differences within a group are luck. In trials 20 to 40 rounds of 96 pictures raised "
         "exact answers by 0.1 to 0.3. The paper takes more than a million for a large model."),
@@ -397,10 +432,11 @@ QUIZZES = {
         "What they say about luck is followed as far as what they say about the caption."),
     "02.q4": wb.Quiz(
         "The pictures of a group start from one noise, and the noise of the steps goes to 0. What "
-        "becomes of the group's advantages?",
+        "becomes of the group's advantages, with the divisor of section 4?",
         ["they grow, since log-probabilities grow",
          "they stay: advantages are standardized",
          "they vanish: all paths coincide"],
-        2, "Equal paths have equal scores, so every score is its group's mean. (The divisor is the "
-        "deviation of the batch, which other captions keep above 0.)", holds=_vanishes),
+        2, "Equal paths have equal scores, so every score is its group's mean. The divisor is the "
+        "deviation of the batch, which other captions keep above 0. Divided by the group's own "
+        "deviation they would stay until the very end.", holds=_vanishes),
 }
