@@ -68,8 +68,8 @@ def _step(generator):
     """A state with its velocity and a step; half of the steps begin at level 1."""
     x, v = (torch.randn(3, 2, 4, 4, generator=generator) for _ in range(2))
     first = (0, 2, 0, 3)[int(torch.randint(4, (1,), generator=generator))]
-    levels = [1.0, 0.75, 0.5, 0.25, 0.0]
-    return [x, v, levels[first], levels[first + 1], 0.7, 0.75]
+    levels = [1.0, 0.8, 0.5, 0.35, 0.1]
+    return [x, v, levels[first], levels[first + 1], 0.7, levels[1]]
 
 
 # --- 02.2: group advantages
@@ -291,7 +291,8 @@ def _times_strength(old, target, optimality, b):
 def _parabola(generator):
     """Old velocity and target [4, 6], optimality [4] on both sides of 1/2, a strength."""
     old, target = (torch.randn(4, 6, generator=generator) for _ in range(2))
-    return [old, target, torch.rand(4, generator=generator), 0.5]
+    strength = 0.3 + 0.6 * torch.rand(1, generator=generator).item()
+    return [old, target, torch.rand(4, generator=generator), strength]
 
 
 # --- questions
@@ -420,8 +421,8 @@ QUIZZES = {
          "about fifty thousand",
          "a few million, as in the pretraining of such models"],
         1, "A score says how good a whole picture is, not what is wrong with it, and most of the "
-        "differences within a group are luck. In trials 20 to 40 rounds of 96 pictures raised "
-        "exact answers by 0.1 to 0.3. The paper takes more than a million for a large model."),
+        "differences within a group are luck. The curves of section 9 have risen clearly after "
+        "24 rounds of 96 pictures. The paper takes more than a million for a large model."),
     "02.q3": wb.Quiz(
         "5e-5 is the main rate. What happens within 40 rounds at 1e-3, twenty times as much?",
         ["it learns twenty times as fast",
