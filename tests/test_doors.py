@@ -386,9 +386,9 @@ def test_a_damaged_model_is_refused_by_command_line_and_notebook(tmp_path, kind)
     cells = [
         c.source for c in nbformat.read(find("02_flow_grpo"), 4).cells if c.cell_type == "code"
     ]
-    space = {"In": [next(c for c in cells if "profile: str" in c)]}
+    space = {"In": [next(c for c in cells if "profile: str" in c)], "wb": wb}
     exec(space["In"][0], space)
-    call = next(c for c in cells if "wb.parameters(" in c).split("paper =")[0]
+    call = next(c for c in cells if "wb.parameters(" in c)
     space["In"] += [f"# Parameters\nmodel = {str(folder)!r}\n", call]
     exec(space["In"][1], space)
     with pytest.raises(wb.ParameterError) as late:

@@ -124,8 +124,8 @@ CASES = {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
         "steps": 3, "trained_steps": 2, "round": 1, "looks": 8}, None),
     "02_flow_grpo": (published("stable-diffusion-3.5-medium"), {
-        "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
-        "eval_prompts": 2}, "rapidocr_onnxruntime"),
+        "iterations": 2, "groups": 2, "group_size": 4, "rival_rounds": 2, "steps": 4,
+        "exam_steps": 2, "exam_captions": 2, "exam_every": 2}, "rapidocr_onnxruntime"),
     "03_rewards_and_truth": (lambda folder: {}, {
         "prompts": 2, "pool": 16, "steps": 2, "pairs": 3, "teachers": 1, "labels": [32, 64],
         "lesson": 64, "sums": 2}, None),
