@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 
-from rlgenkit.optimizers import best_of_group
 from rlgenkit.optimizers.selection import (
     best_of_k,
     penalized,
@@ -39,9 +38,6 @@ def test_best_of_k_is_a_sort_within_groups(seed, levels, keep):
     assert best_of_k(scores, groups, valid, keep).tolist() == by_hand(scores, groups, valid, keep)
     every = torch.ones_like(valid)
     assert best_of_k(scores, groups, None, keep).tolist() == by_hand(scores, groups, every, keep)
-    assert torch.equal(
-        best_of_k(scores, groups, valid, keep), best_of_group(scores, groups, keep, valid)
-    )
 
 
 def test_groups_need_not_be_neighbors_and_may_be_empty():
@@ -57,10 +53,7 @@ def test_groups_need_not_be_neighbors_and_may_be_empty():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize(
-    "pick",
-    [best_of_k, top_fraction, then(best_of_k, top_fraction), lambda s, g: best_of_group(s, g)],
-)
+@pytest.mark.parametrize("pick", [best_of_k, top_fraction, then(best_of_k, top_fraction)])
 def test_no_selector_keeps_a_score_that_is_not_finite(pick, bad):
     scores, groups = torch.tensor([1.0, bad, 0.0]), torch.zeros(3, dtype=torch.long)
     with pytest.raises(ValueError, match="sample 1 is"):

@@ -39,14 +39,6 @@ def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor)
     return (weights * (prediction.float() - target.float()).flatten(1).square().mean(1)).sum()
 
 
-def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
-    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from finite group advantages [B]."""
-    if not clip > 0:
-        raise ValueError(f"clip must be > 0, got {clip}")
-    checked(advantages)
-    return (advantages / (2 * clip) + 0.5).clamp(0, 1)
-
-
 def nft_terms(
     velocity: Tensor,
     old_velocity: Tensor,
