@@ -28,7 +28,7 @@ HEADINGS = (
 )
 TOUR_HEADINGS = ("References",)
 # Numbers of notebooks that keep the older headings until they are rewritten; the list only shrinks.
-OLD = set("02 10 11 12 15 16 17 19 22 50 51".split())
+OLD = set("10 11 12 15 16 17 19 22 50 51".split())
 # Of the new shape: a title of each section, and words one of which its title holds.
 SECTIONS = {
     "The problem in one picture": "problem",
