@@ -166,7 +166,7 @@ BUDGET = {
     "models": 17600,
     "samplers": 4650,
     "rewards": 14400,
-    "optimizers": 7400,
+    "optimizers": 7450,
     "workbook": 30550,
     "commands": 9700,
     "ci": 14050,

@@ -34,8 +34,6 @@ def best_of_k(
     return rows[place - begin < keep]
 
 
-
-
 def _falling(scores: Tensor | Scores, groups: Tensor, valid: Tensor | None) -> Tensor:
     """The valid rows by falling score; equal scores in the order of rows."""
     values, mask = checked(scores, valid)
