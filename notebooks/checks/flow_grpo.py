@@ -427,7 +427,7 @@ QUIZZES = {
         "5e-5 is the main rate. What happens within 40 rounds at 1e-3, twenty times as much?",
         ["it learns twenty times as fast",
          "it learns as fast, since gradients are clipped",
-         "exact answers fall: the pictures come apart",
+         "exact answers fall: the pictures no longer follow their captions",
          "nothing: the updates cancel each other"],
         2, "Each update then moves the weights further than the scores of 48 pictures can justify. "
         "What they say about luck is followed as far as what they say about the caption."),
