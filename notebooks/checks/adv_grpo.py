@@ -199,40 +199,38 @@ def _opinions(generator):
     return [scale * scores, groups]
 
 
-# --- 38.6: whose turn
+# --- 38.6: whose turn is it
 
 
-def whose_turn(step, real, fake, every=None):
-    """ "policy" or "critic" in round `step`, by count or by the mean opinions [B], [B]."""
+def policy_learns(step, real, fake, every=None):
+    """Whether round `step` is the policy's: by count, or by the mean opinions [B], [B]."""
     if every is not None:
-        return "policy" if (step + 1) % every == 0 else "critic"
-    return "critic" if fake.mean() > real.mean() else "policy"
+        return (step + 1) % every == 0
+    return bool(fake.mean() <= real.mean())
 
 
 def _from_zero(step, real, fake, every=None):
-    if every is not None:
-        return "policy" if step % every == 0 else "critic"
-    return whose_turn(step, real, fake)
+    return step % every == 0 if every is not None else policy_learns(step, real, fake)
 
 
 def _the_other(step, real, fake, every=None):
-    return "critic" if whose_turn(step, real, fake, every) == "policy" else "policy"
+    return not policy_learns(step, real, fake, every)
 
 
 def _best_picture(step, real, fake, every=None):
     if every is not None:
-        return whose_turn(step, real, fake, every)
-    return "critic" if fake.max() > real.mean() else "policy"
+        return policy_learns(step, real, fake, every)
+    return bool(fake.max() <= real.mean())
 
 
 def _ties_teach(step, real, fake, every=None):
     if every is not None:
-        return whose_turn(step, real, fake, every)
-    return "critic" if fake.mean() >= real.mean() else "policy"
+        return policy_learns(step, real, fake, every)
+    return bool(fake.mean() < real.mean())
 
 
 def _only_hacked(step, real, fake, every=None):
-    return whose_turn(step, real, fake)
+    return policy_learns(step, real, fake)
 
 
 def _rounds(generator):
@@ -343,7 +341,7 @@ EXERCISES = {
         hints=["Subtract the mean prompt by prompt, then divide once.",
                "The deviation is of the scores, not of what is left after the means."]),
     "38.6": wb.Exercise(
-        reference=whose_turn, inputs=_rounds, minutes=10, difficulty=2, trials=24,
+        reference=policy_learns, inputs=_rounds, minutes=10, difficulty=2, trials=24,
         wrong={
             "rounds are counted from 0: the tenth round is number 9": _from_zero,
             "the other one's turn": _the_other,
