@@ -66,7 +66,7 @@ def test_the_pairwise_loss_is_a_cross_entropy():
 
 
 def test_the_reward_of_the_head_is_what_its_logits_say():
-    head = NB.Head(6)
+    head = NB.Head(6, seeded(3))
     seen = torch.randn(4, 5, 6, generator=seeded())
     with torch.no_grad():
         single = [[head.layers(seen[i, k])[0].item() for k in range(5)] for i in range(4)]
@@ -83,9 +83,7 @@ def test_advantages_are_the_kits():
 def test_each_critic_has_its_own_loss_and_learns_the_right_way():
     real = torch.randn(64, 5, 6, generator=seeded(1)) + 0.5
     fake = torch.randn(64, 5, 6, generator=seeded(2)) - 0.5
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        head = NB.Head(6)
+    head = NB.Head(6, seeded(3))
     whole, patches = head.score(real), head.score(fake)
     expected = NB.hinge_loss(whole[:, 0], patches[:, 0])
     expected = expected + 0.3 * NB.hinge_loss(whole[:, 1:], patches[:, 1:])
@@ -105,7 +103,7 @@ def test_each_critic_has_its_own_loss_and_learns_the_right_way():
 def taste():
     found = rewards.load_aesthetic_proxy()
     space = NB.below.__globals__
-    space |= {"taste": found, "p": SimpleNamespace(device="cpu", batch=32, warm=0)}
+    space |= {"taste": found, "p": SimpleNamespace(device="cpu", batch=32)}
     return found
 
 
@@ -162,9 +160,7 @@ def test_shuffled_labels_teach_nothing(taste, name, learns):
 
 def test_lessons_compare_pictures_of_one_prompt(taste):
     """References of prompt k hold k in every feature, its pictures too: nothing to tell apart."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        critic = NB.Head(6)
+    critic = NB.Head(6, seeded(3))
     found = student("head", critic, (5, 6))
     found.better[:] = torch.arange(4.0).view(4, 1, 1, 1)
     found.fakes[:] = found.asked.float().view(-1, 1, 1)
