@@ -60,7 +60,7 @@ def test_hinge_by_hand_and_its_gradient():
 
 
 def test_the_pairwise_loss_is_a_cross_entropy():
-    real, fake = 50 * torch.randn(2, 9, generator=seeded()).unbind(0)
+    real, fake = (50 * torch.randn(2, 9, generator=seeded())).unbind(0)
     theirs = F.cross_entropy(torch.stack([real, fake], 1), torch.zeros(9, dtype=torch.long))
     torch.testing.assert_close(NB.pairwise_loss(real, fake), theirs)
 
