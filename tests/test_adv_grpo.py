@@ -102,7 +102,7 @@ def test_each_critic_has_its_own_loss_and_learns_the_right_way():
 @pytest.fixture
 def taste():
     found = rewards.load_aesthetic_proxy()
-    space = NB.below.__globals__
+    space = NB.hinge_loss.__globals__
     space |= {"taste": found, "p": SimpleNamespace(device="cpu", batch=32)}
     return found
 
