@@ -180,16 +180,17 @@ def test_energy_distance_is_scipys():
 
 def test_the_value_at_a_gain():
     gains, values = [0.0, 1.0, 0.5, 2.0], [10.0, 20.0, 0.0, 60.0]
-    assert NB.at_gain(gains, values, -1.0) == 10
+    assert NB.at_gain(gains, values, 0.0) == 10
     assert NB.at_gain(gains, values, 0.5) == 15
     assert NB.at_gain(gains, values, 1.0) == 20
     assert NB.at_gain(gains, values, 1.25) == pytest.approx(30)
-    assert NB.at_gain(gains, values, 9.0) == 60
+    with pytest.raises(ValueError, match="never reached"):
+        NB.at_gain(gains, values, 9.0)
 
 
 def test_group_means_and_shuffled_scores():
     scores, groups = torch.randn(12, generator=seeded()), torch.arange(12) % 3
-    means = NB.batch_means(scores, groups)
+    means = NB.group_means(scores, groups)
     mixed = NB.shuffled(scores, groups, seeded(5))
     assert not torch.equal(mixed, scores)
     for group in range(3):
@@ -204,8 +205,11 @@ def test_similarity_is_the_mean_cosine_to_the_prompts_references():
     asked = torch.arange(7) % 4
     scores, _ = NB.scores_of(found, seen, None, asked)
     for k in range(7):
-        x = seen[k, 0] / seen[k, 0].norm()
-        near = [float(x @ (y[0] / y[0].norm())) for y in found.better[asked[k]]]
+        near = []
+        for y in found.better[asked[k]]:
+            pairs = ((seen[k, 0], y[0]), (seen[k, 1:].mean(0), y[1:].mean(0)))
+            whole, patches = [float(a @ b / a.norm() / b.norm()) for a, b in pairs]
+            near.append(0.7 * whole + 0.3 * patches)
         assert scores[k].item() == pytest.approx(np.mean(near), abs=1e-5)
 
 
@@ -286,8 +290,9 @@ def test_no_gradient_flows_between_critic_and_policy():
 
 def test_turns_follow_their_rule():
     assert [NB.turns("nine", k, 0.0, 0.0)[0] for k in (0, 8, 9, 10, 19)] == [0, 0, 1, 0, 1]
+    assert NB.turns("nine", 9, 0.0, 0.0)[1] == 0 and NB.turns("nine", 8, 0.0, 0.0)[1] == 3
     assert NB.turns("hacked", 0, 1.0, 0.0) == (True, 0)
-    assert NB.turns("hacked", 0, 0.0, 1.0) == (False, 1)
+    assert NB.turns("hacked", 0, 0.0, 1.0) == (False, 3)
     assert NB.turns("both", 5, 0.0, 1.0) == (True, 3)
 
 

@@ -366,12 +366,12 @@ QUIZZES = {
     "38.q1": wb.Quiz(
         "The co-trained arm is paid by a preference whose last layers learn references. What do "
         "you expect of the *frozen* preference, which is only measured there?",
-        ["it rises as far as in the arm that is paid by it",
-         "it rises while references are ahead in it, then the two part",
-         "it falls from the start", "it does not move"],
-        1, "At first the trained copy is the preference itself. Where the policy has caught up "
-        "with the references in what the preference pays, more of it is no longer a sign of a "
-        "reference, and the copy stops paying for it."),
+        ["its highest gain is about that of the arm that is paid by it",
+         "its highest gain is less than half of that",
+         "it rises at first and is back at its start in the end",
+         "it falls from the start"],
+        0, "That is what the trial on seed 900 did. Section 9 measures it on other seeds: look at "
+        "the highest gains there, and at row C1-kept."),
     "38.q2": wb.Quiz(
         "The references are pictures of the untrained model. What does the method do?",
         ["it collapses: the discriminator has no target",
