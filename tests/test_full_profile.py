@@ -186,7 +186,7 @@ CASES = {
     "38_adv_grpo": (painters_and_critics, {
         "iterations": 2, "look": 1, "n_seeds": 1, "groups": 1, "group_size": 4, "exam_prompts": 2,
         "train_prompts": 3, "references": 2, "pool": 2, "steps": 4, "exam_steps": 2, "rank": 4,
-        "lessons": 1, "batch": 4, "small_runs": 2, "small_rounds": 6}, None),
+        "lessons": 1, "first_lessons": 3, "batch": 4, "small_runs": 2, "small_rounds": 6}, None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),
