@@ -213,6 +213,103 @@ def test_similarity_is_the_mean_cosine_to_the_prompts_references():
         assert scores[k].item() == pytest.approx(np.mean(near), abs=1e-5)
 
 
+class Counting(torch.nn.Module):
+    """A critic that likes large features and notes when it is asked."""
+
+    def __init__(self, events):
+        super().__init__()
+        self.events, self.unused = events, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, seen, prompts=None):
+        self.events.append("asked")
+        return seen.mean((1, 2))
+
+
+def round_of(monkeypatch, name, steps=1):
+    """Plays rounds of an arm whose policy is a stub; returns student, pictures, losses, events."""
+    space, events, drawn, losses = NB.play.__globals__, [], [], []
+
+    def sample(prompts, generator, copies, window):
+        size = len(prompts) * copies
+        drawn.append(torch.randn(size, 5, 6, generator=generator))
+        groups = torch.arange(len(prompts)).repeat_interleave(copies)
+        return SimpleNamespace(output=drawn[-1], prompts=[None] * size, groups=groups,
+                               columns=lambda window: window)
+
+    def update(policy, optimizer, columns, loss):
+        events.append("update")
+        losses.append((columns, loss))
+        return {"ratio_deviation": 0.0}
+
+    found = student(name, Counting(events), (5, 6), memory=20)
+    found.policy = SimpleNamespace(sample=sample)
+
+    def lesson(student):
+        rows = (student.fakes == drawn[-1][:1]).flatten(1).all(1)
+        events.append("lesson" if rows.any() else "lesson before the memory")
+        return 0.0
+
+    kit = SimpleNamespace(group_advantages=optimizers.group_advantages,
+                          reinforce=optimizers.reinforce, policy_update=update)
+    for key, value in (("optimizers", kit), ("lesson", lesson), ("sight", lambda name: lambda x: x),
+                       ("p", SimpleNamespace(groups=2, group_size=4, lessons=3))):
+        monkeypatch.setitem(space, key, value)
+    for step in range(steps):
+        NB.play(found, None, step)
+    return found, drawn, losses, events
+
+
+def test_a_round_pays_for_high_scores_and_teaches_last(monkeypatch):
+    found, (seen,), ((columns, loss),), events = round_of(monkeypatch, "head")
+    assert columns == [0, 1]
+    assert events == ["asked", "asked", "update", "lesson", "lesson", "lesson"]
+    scores, paid = seen.mean((1, 2)).view(2, 4), loss.advantages.view(2, 4)
+    assert (scores.argsort(1) == paid.argsort(1)).all()
+    torch.testing.assert_close(paid.sum(1), torch.zeros(2), atol=1e-5, rtol=0)
+    new = torch.zeros(1, requires_grad=True).expand(8, 1)
+    slopes = torch.autograd.grad(loss(new, torch.zeros(8, 1), torch.arange(8)).sum(), new)[0]
+    assert (slopes.flatten().sign() == -loss.advantages.flatten().sign()).all()
+
+
+def test_the_memory_is_a_ring(monkeypatch):
+    found, drawn, _, _ = round_of(monkeypatch, "head", steps=3)  # 24 pictures in 20 places
+    torch.testing.assert_close(found.fakes[:4], drawn[2][4:])
+    torch.testing.assert_close(found.fakes[4:8], drawn[0][4:])
+    torch.testing.assert_close(found.fakes[8:16], drawn[1])
+    assert (found.asked.view(5, 4) == found.asked.view(5, 4)[:, :1]).all()
+
+
+@pytest.mark.parametrize("name", ["frozen", "similar"])
+def test_frozen_rewards_take_no_lessons(monkeypatch, name):
+    *_, events = round_of(monkeypatch, name)
+    assert events[-1] == "update"
+
+
+def test_equal_gain_by_hand(monkeypatch):
+    """Frozen gains 2 and falls back; the arm gains 1. Both are read at 0.5, 0.75 and 1."""
+    frozen = {"preference": [0.2, 1.2, 2.2, 1.7], "truth": [0.8, 0.7, 0.5, 0.3]}
+    arm = {"preference": [0.2, 0.7, 1.2, 1.0], "truth": [0.8, 0.8, 0.75, 0.9]}
+    idle = {"preference": [0.2, 0.1, 0.0, -1.0], "truth": [0.8, 0.1, 0.1, 0.1]}
+    runs = {"frozen": frozen, "cotrained": arm, "deaf": idle}
+    curves = {name: {k: np.array([x]) for k, x in run.items()} for name, run in runs.items()}
+    monkeypatch.setitem(NB.at_equal_gain.__globals__, "curves", curves)
+    assert NB.highest("frozen")[0] == pytest.approx(2) and NB.highest("deaf")[0] == 0
+    expected = np.mean([0.8 - 0.75, 0.775 - 0.725, 0.75 - 0.7])
+    assert NB.at_equal_gain("cotrained", "truth") == pytest.approx([expected])
+    assert NB.at_equal_gain("frozen", "truth") == pytest.approx([0])
+    assert NB.at_equal_gain("deaf", "truth") == pytest.approx([0])  # both untrained
+
+
+def test_changes_are_late_less_untrained(monkeypatch):
+    space = NB.change.__globals__
+    curves = {"head": {"asked": np.array([[1.0, 5.0, 2.0, 4.0]]), "unit": np.array([[0.5] * 4]),
+                       "saturation": np.array([[1.0, 0.0, 0.0, 2.0]])}}
+    monkeypatch.setitem(space, "curves", curves)
+    monkeypatch.setitem(space, "LATE", [2, 3])
+    assert NB.change("head", "asked") == pytest.approx([2])
+    assert NB.moved("head") == pytest.approx([2])
+
+
 # -------------------------------------------------------------------------- the small world
 
 
@@ -286,6 +383,19 @@ def test_no_gradient_flows_between_critic_and_policy():
     assert not scores.requires_grad
     assert all(x.grad is None for x in critic)
     assert any(x.grad.abs().sum() > 0 for x in layers)
+
+
+@pytest.mark.parametrize("setting", [{}, {"reward": "similar"}])
+def test_the_small_loop_comes_closer(monkeypatch, setting):
+    space = NB.small_train.__globals__
+    monkeypatch.setitem(space, "p", SimpleNamespace(small_rounds=30, first_lessons=20))
+    found = NB.small_train(NB.Setting(**setting), 2, 900)["distance"]
+    assert found.shape == (2, 4) and (found[:, -1] < 0.9 * found[:, 0]).all()
+
+
+def test_rows_of_few_prompts():
+    assert NB.small_rows(2, 1).tolist() == [0, 4] * 4
+    assert NB.small_rows(8, 2).tolist() == [k // 2 for k in range(16)]
 
 
 def test_turns_follow_their_rule():

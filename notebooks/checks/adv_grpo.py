@@ -140,9 +140,19 @@ def _batch_mean(logits, share=0.7):
     return share * logits[:, 0] + (1 - share) * logits[:, 1:].mean()
 
 
+def _share_fixed(logits, share=0.7):
+    return picture_reward(logits)
+
+
+def _some_patches(logits, share=0.7):
+    return picture_reward(logits[:, :9], share)
+
+
 def _tokens(generator):
-    """Logits of five pictures with eight patches, and a share."""
-    return [torch.randn(5, 9, generator=generator), 0.7]
+    """Logits of five pictures with 8 or 80 patches, and one of three shares."""
+    patches = (8, 80)[int(torch.randint(2, (), generator=generator))]
+    share = (0.7, 0.4, 0.9)[int(torch.randint(3, (), generator=generator))]
+    return [torch.randn(5, 1 + patches, generator=generator), share]
 
 
 # --- 38.5: advantages with the deviation of the batch
@@ -233,18 +243,31 @@ def _only_hacked(step, real, fake, every=None):
     return policy_learns(step, real, fake)
 
 
+def _by_majority(step, real, fake, every=None):
+    if every is not None:
+        return policy_learns(step, real, fake, every)
+    return bool((fake > real).float().mean() <= 0.5)
+
+
+def _always_ten(step, real, fake, every=None):
+    return policy_learns(step, real, fake, None if every is None else 10)
+
+
 def _rounds(generator):
     """A round, opinions of four references and four pictures (equal ones, too), and a rule."""
-    step = (9, 10, 19, 4)[int(torch.randint(4, (), generator=generator))]
+    step = (9, 10, 19, 4, 5, 2)[int(torch.randint(6, (), generator=generator))]
     real, fake = torch.randn(2, 4, generator=generator).unbind(0)
-    case = int(torch.randint(5, (), generator=generator))
+    case = int(torch.randint(7, (), generator=generator))
     if case == 0:  # equal opinions
         fake = real.clone()
     if case == 1:  # the best picture is ahead, the mean is not
         real, fake = torch.ones(4), torch.tensor([3.0, 0.0, 0.0, 0.0])
-    if case == 2:
+    if case == 2:  # most pictures are ahead, the mean is not
+        real, fake = torch.tensor([0.0, 0.0, 0.0, 10.0]), torch.ones(4)
+    if case == 3:
         fake = real + 1.0
-    return [step, real, fake, None if case < 3 else 10]
+    every = (None, None, None, None, 10, 3, 2)[case]
+    return [step, real, fake, every]
 
 
 # --- 38.7: what an ideal discriminator pays
@@ -267,6 +290,15 @@ def _other_way(x, reference, policy):
     return -ideal_logit(x, reference, policy)
 
 
+def _densities(x, reference, policy):
+    """The logarithm of a quotient whose two parts are 0 far out."""
+
+    def density(mean, deviation):
+        return torch.exp(-0.5 * ((x - mean) / deviation) ** 2) / deviation
+
+    return (density(*reference) / density(*policy)).log()
+
+
 def _probability(x, reference, policy):
     return torch.sigmoid(ideal_logit(x, reference, policy))
 
@@ -276,16 +308,19 @@ def _variances(x, reference, policy):
 
 
 def _gaussians(generator):
-    """Six points and two Gaussians of different width."""
+    """Six points, one far out, and two Gaussians of different width."""
     draw = torch.rand(4, generator=generator).tolist()
     x = 2 * torch.randn(6, generator=generator)
+    x[0] = 40.0
     return [x, (draw[0], 0.5 + draw[1]), (-draw[2], 1.6 + draw[3])]
 
 
 def _same_pictures(seed):
-    """Whether the ideal logit of two equal Gaussians is 0 everywhere."""
-    x = torch.randn(100, generator=torch.Generator().manual_seed(seed))
-    return bool(ideal_logit(x, (0.0, 1.0), (0.0, 1.0)).abs().max() < 1e-6)
+    """Whether the ideal logit of equal Gaussians is 0, and pays a moved one for the way back."""
+    x = torch.randn(100, generator=torch.Generator().manual_seed(seed)).sort().values
+    equal = ideal_logit(x, (0.0, 1.0), (0.0, 1.0))
+    moved = ideal_logit(x, (0.0, 1.0), (1.0, 1.0))  # the policy has gone to the right
+    return bool(equal.abs().max() < 1e-6) and bool((moved[1:] < moved[:-1]).all())
 
 
 EXERCISES = {
@@ -321,12 +356,14 @@ EXERCISES = {
         },
         hints=["-log sigmoid(z) is softplus(-z)."]),
     "38.4": wb.Exercise(
-        reference=picture_reward, inputs=_tokens, minutes=5, difficulty=1,
+        reference=picture_reward, inputs=_tokens, minutes=5, difficulty=1, trials=12,
         wrong={
             "patches are averaged, or their number would set the unit": _patches_summed,
             "the first column is the whole picture, not a patch": _whole_twice,
             "`share` belongs to the whole picture": _shares_swapped,
             "each picture has a mean of its own": _batch_mean,
+            "use the argument `share`, it need not be 0.7": _share_fixed,
+            "all patches count": _some_patches,
         },
         hints=["`logits[:, 1:]` are the patches; average over them with `mean(1)`."]),
     "38.5": wb.Exercise(
@@ -341,11 +378,13 @@ EXERCISES = {
         hints=["Subtract the mean prompt by prompt, then divide once.",
                "The deviation is of the scores, not of what is left after the means."]),
     "38.6": wb.Exercise(
-        reference=policy_learns, inputs=_rounds, minutes=10, difficulty=2, trials=24,
+        reference=policy_learns, inputs=_rounds, minutes=10, difficulty=2, trials=48,
         wrong={
             "rounds are counted from 0: the tenth round is number 9": _from_zero,
             "the other one's turn": _the_other,
             "opinions are compared by their means": _best_picture,
+            "the means are compared, not how many pictures are ahead": _by_majority,
+            "use the argument `every`, it need not be 10": _always_ten,
             "at equal opinions the policy learns": _ties_teach,
             "with a count, opinions do not matter": _only_hacked,
         },
@@ -356,6 +395,7 @@ EXERCISES = {
             "the deviations stand before the exponential as well": _no_constants,
             "high where references are more likely than the policy's": _other_way,
             "the logit, not the probability": _probability,
+            "far out both densities are 0: take the difference of logarithms": _densities,
             "a deviation is given, not a variance": _variances,
         },
         hints=["log N(x; m, s) = -(x - m)^2 / (2 s^2) - log s + a constant.",
@@ -381,4 +421,11 @@ QUIZZES = {
         2, "At the start both sets come from one distribution, and an ideal discriminator's logit "
         "is 0 everywhere. As soon as the policy leaves, the logit pays for the way back.",
         holds=_same_pictures),
+    "38.q3": wb.Quiz(
+        "Three critics late in training. A is right about 0.97 of the pairs, its rewards spread "
+        "by 1.1 within a group. B: 0.98 and 0.02. C: 0.51 and 0.6. Which one is too strong?",
+        ["A", "B", "C", "A and B"],
+        1, "A and B are right about nearly all pairs, but A still ranks the pictures of a group. B "
+        "calls all of them equally bad: what is left of an order is chance. C knows nothing, and "
+        "its spread is noise."),
 }
