@@ -1,0 +1,251 @@
+"""InstructEngine (notebook 34): its losses, filter, grammar and token world against oracles."""
+
+import itertools
+import math
+import re
+
+import pytest
+import torch
+
+from rlgenkit import models, optimizers as o, samplers as s, worlds
+from tests.notebook_code import definitions
+
+nb = definitions("34")
+BETA = 0.7
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def table(seed=0, pairs=5):
+    return torch.randn(2, 2, pairs, generator=generator(seed), dtype=torch.float64)
+
+
+def by_hand(change, triples, beta=BETA):
+    """Mean over triples of log(1 + exp(beta (winner - loser))), in plain loops."""
+    rows = []
+    for k in range(change.shape[2]):
+        terms = [
+            math.log(1 + math.exp(beta * (change[w][k] - change[x][k]).item())) for w, x in triples
+        ]
+        rows.append(sum(terms) / len(terms))
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+IMAGE = (((0, 0), (1, 0)), ((1, 1), (0, 1)))  # (picture, text): winner, loser
+TEXT = (((0, 0), (0, 1)), ((1, 1), (1, 0)))
+
+
+@pytest.mark.parametrize(
+    "name, triples",
+    [
+        ("cross_validation", IMAGE),
+        ("single_triple", IMAGE[:1]),
+        ("text_contrast", TEXT),
+        ("all_four", IMAGE + TEXT),
+    ],
+)
+def test_losses_by_hand(name, triples):
+    change = table()
+    torch.testing.assert_close(getattr(nb, name)(change, BETA), by_hand(change, triples))
+
+
+def test_one_comparison_is_the_package_s_and_dpo_s():
+    winner, loser = table()[0]
+    mine = nb.pair_loss(winner, loser, BETA)
+    torch.testing.assert_close(
+        mine.float(), o.preference_denoising_terms(winner, loser, BETA), atol=1e-6, rtol=1e-5
+    )
+    zero = torch.zeros_like(winner)
+    same = o.dpo_loss(-winner, -loser, zero, zero, BETA)
+    torch.testing.assert_close(mine.mean(), same)
+
+
+def slope(loss, change):
+    change = change.clone().requires_grad_(True)
+    (found,) = torch.autograd.grad(loss(change, BETA).sum(), change)
+    return found
+
+
+def test_both_kinds_of_triples_have_one_gradient_at_the_start_and_part_later():
+    zero = torch.zeros(2, 2, 3, dtype=torch.float64)
+    first = slope(nb.cross_validation, zero)
+    assert torch.equal(first, slope(nb.text_contrast, zero))
+    wanted = BETA / 4 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(first, wanted[:, :, None].expand(2, 2, 3))
+    assert not torch.allclose(slope(nb.cross_validation, table()), slope(nb.text_contrast, table()))
+
+
+def test_invariances_and_the_pull_on_the_interaction():
+    """A text's own shift leaves the image triples alone, a picture's own shift the text triples."""
+    change, shift = table(), torch.tensor([3.0, -2.0], dtype=torch.float64)
+    of_text, of_picture = shift[None, :, None], shift[:, None, None]
+    for loss, silent, heard in (
+        (nb.cross_validation, of_text, of_picture),
+        (nb.text_contrast, of_picture, of_text),
+    ):
+        torch.testing.assert_close(loss(change + silent, BETA), loss(change, BETA))
+        assert not torch.allclose(loss(change + heard, BETA), loss(change, BETA))
+    easier = torch.zeros(2, 2, 1, dtype=torch.float64)
+    easier[0] = -5.0  # picture 1, both texts
+    pulls = []
+    for loss in (nb.cross_validation, nb.text_contrast, nb.single_triple):
+        g = slope(loss, easier)[..., 0]
+        pulls.append((g[0, 0] + g[1, 1] - g[0, 1] - g[1, 0]).item())
+    assert pulls[0] == pytest.approx(BETA) and pulls[1] == pytest.approx(BETA)
+    assert pulls[2] == pytest.approx(2 * BETA / (1 + math.exp(5 * BETA)))
+
+
+def test_imitation_has_the_gradient_of_the_denoising_loss():
+    wanted = torch.zeros(2, 2, 5, dtype=torch.float64)
+    wanted[0, 0] = wanted[1, 1] = 0.5
+    assert torch.equal(slope(nb.imitation, table()), wanted)
+
+
+def test_filter_keeps_one_of_sixteen_tables():
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4).T.reshape(2, 2, 16)
+    kept = nb.accepted(every).nonzero()[:, 0].tolist()
+    assert [every[:, :, k].tolist() for k in kept] == [[[1, 0], [0, 1]]]
+    assert nb.everything(every).all()
+
+
+def test_contrasts_differ_in_one_detail_and_may_be_trained_on():
+    made = nb.sticker_contrasts(160, "train", generator(3))
+    assert {x.theme for x in made} == set(nb.DETAILS)
+    assert {(x.theme, x.detail) for x in made} == {
+        (theme, detail) for theme, details in nb.DETAILS.items() for detail in details
+    }
+    for x in made:
+        assert {worlds.split_of(x.first), worlds.split_of(x.second)} == {"train"}
+        assert worlds.parse(x.second.text) == x.second and x.first.text != x.second.text
+        pairs = list(zip(x.first.groups, x.second.groups, strict=True))
+        fields = {
+            f for a, b in pairs for f in ("kind", "color", "count") if vars(a)[f] != vars(b)[f]
+        }
+        for f in ("relation", "background", "word"):
+            if vars(x.first)[f] != vars(x.second)[f]:
+                fields.add(f)
+        named = {"number": "count", "swap": "color", "place": "relation", "letters": "word"}
+        expected = {named.get(x.detail, x.detail)}
+        assert fields - {"kind"} == expected or fields == expected, x
+        if x.detail == "place":
+            assert nb.OPPOSITE[nb.OPPOSITE[x.first.relation]] == x.first.relation
+
+
+def test_rewritten_exchanges_exactly_one_word():
+    hits = 0
+    for text in nb.asked_by_people["prompt"]:
+        rule = nb.rewritten(text)
+        if rule:
+            hits += 1
+            old, new = text.split(), rule[1].split()
+            changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
+            assert len(changed) == 1 and rule[0] in nb.SWAPS
+            assert not re.search(r"\btwo\b", text) or rule[0] == "number"
+    assert 300 < hits < 1200
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """The embedded model, all weights trained."""
+    return models.image_policy(
+        "data/models/epsilon",
+        table=lambda x: s.ddim_table_from_scheduler(x, 2, eta=0.0),
+    )
+
+
+def cells_of(policy, *names):
+    """Functions of the notebook that read the model which only a run loads."""
+    space = {
+        **vars(nb),
+        "base": policy.model,
+        "levels": policy.model.scheduler.alphas_cumprod.float(),
+        "start_noise": lambda n, g: s.initial_noise(n, policy.model.latent_shape, g),
+    }
+    return [type(nb.render)(getattr(nb, n).__code__, space, n) for n in names]
+
+
+def test_errors_are_those_of_single_forwards(policy):
+    (errors_of,) = cells_of(policy, "errors_of")
+    latents = torch.randn(2, 3, *policy.model.latent_shape, generator=generator(1))
+    texts = [["a red cat", "a blue star", "two red hearts"], ["a blue cat", "a red star", "a crab"]]
+    texts[1][2] = "two blue hearts"
+    pairs = type("P", (), {})()
+    pairs.latents, pairs.words = latents, [models.embed(policy.model, x) for x in texts]
+    time, noise = (
+        torch.tensor([100, 500, 900]),
+        torch.randn(latents[0].shape, generator=generator(2)),
+    )
+    cells, rows = nb.OWN + nb.CROSSED, torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        found = nb.as_matrix(cells, errors_of(policy, cells, pairs, rows, time, noise))
+        levels = policy.model.scheduler.alphas_cumprod
+        for (i, j), k in itertools.product(cells, range(3)):
+            row, level = rows[k].item(), levels[time[k]].float()
+            noisy = level.sqrt() * latents[i, row] + (1 - level).sqrt() * noise[k]
+            act = models.denoiser(policy.model, models.embed(policy.model, [texts[j][row]]))
+            error = (act(noisy[None], time[k : k + 1]) - noise[k]).square().mean()
+            assert found[i, j, k].item() == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_an_update_raises_the_interaction_and_leaves_the_reference_alone(policy):
+    (errors_of,) = cells_of(policy, "errors_of")
+    words = [models.embed(policy.model, [x] * 4) for x in ("a red cat", "a blue star")]
+    noise = s.initial_noise(4, policy.model.latent_shape, generator(4))
+    sides = []
+    for side in words:
+        with torch.no_grad():
+            act = models.denoiser(policy.model, side)
+            sides.append(s.rollout(act, policy.table, noise).final)
+    pairs = type("P", (), {})()
+    pairs.latents, pairs.words = torch.stack(sides), words
+    time, cells, rows = torch.full((4,), 600), nb.OWN + nb.CROSSED, torch.arange(4)
+    look = lambda: nb.as_matrix(cells, errors_of(policy, cells, pairs, rows, time, noise))  # noqa: E731
+    with torch.no_grad():
+        before = look()
+    optimizer = torch.optim.SGD(policy.parameters, 1e-3)
+    loss = nb.cross_validation(look() - before, 100.0).mean()
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
+    loss.backward()
+    optimizer.step()
+    with torch.no_grad():
+        change = (look() - before).mean(2)
+        with policy.reference():
+            assert torch.allclose(look(), before, atol=1e-6)
+    assert change[0, 1] + change[1, 0] > change[0, 0] + change[1, 1]
+
+
+def test_token_world_is_exact():
+    """Probabilities sum to one, frequencies of draws agree, and accuracy is theirs."""
+    weights = torch.randn(1, 3, 3, 6, 6, generator=generator(5))
+    asked = torch.tensor([[[1, 4, 2]]])
+    every = nb.ALL[None]
+    total = nb.toy_log_prob(weights, asked.expand(1, 216, 3), every).exp()
+    assert total.sum().item() == pytest.approx(1.0, abs=1e-5)
+    drawn, _ = nb.toy_draw(weights, asked.expand(1, 20_000, 3), generator(6))
+    code = drawn[0] @ torch.tensor([36, 6, 1])
+    share = code.bincount(minlength=216) / 20_000
+    assert (share - total[0]).abs().max() < 0.012
+    again, noise = nb.toy_draw(weights, asked, generator(7))
+    assert torch.equal(nb.toy_draw(weights, asked, generator(8), noise)[0], again)
+    held = nb.unseen(nb.ALL)
+    assert 0.15 < held.float().mean() < 0.25
+
+
+def test_people_s_ratings_are_whole():
+    rated = nb.load_tifa()
+    assert len(rated["prompt"]) == 800 and rated["prompt"].bincount().tolist() == [5] * 160
+    assert rated["dsg_mplug"].isnan().sum() == 5
+    five = torch.stack([rated[f"rater_{k}"] for k in range(1, 6)], 1)
+    assert (~five.isnan()).sum() == 3995 and five.nanmean(1).min() >= 1
+    with pytest.raises(ValueError, match="missing|is missing"):
+        nb.load_tifa(nb.human.DATA / "human" / "nothing")
+
+
+def test_a_filter_keeps_half_and_counts_the_border_in_part():
+    good = torch.tensor([1.0, 0, 1, 0, 1, 1], dtype=torch.float64)
+    assert nb.kept_share(torch.tensor([6.0, 5, 4, 3, 2, 1]), good) == pytest.approx(2 / 3)
+    assert nb.kept_share(torch.ones(6), good) == pytest.approx(good.mean().item())
+    tied = torch.tensor([9.0, 9, 5, 5, 5, 1])  # one of three on the border is kept
+    assert nb.kept_share(tied, good) == pytest.approx((1 + 2 / 3) / 3)
