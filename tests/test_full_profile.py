@@ -163,7 +163,7 @@ CASES = {
         "measured": [2], "chunk": 4, "rank": 4}, None),
     "34_instructengine": (published("stable-diffusion-v1-5"), {
         "matcher": str(ROOT / "data" / "models" / "clip"),
-        "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 48, "pairs": 4, "updates": 2,
+        "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
         "batch": 4, "micro": 2, "steps": 2, "every": 1, "look": 4, "exam": 8, "probes": 2,
         "rank": 2, "toys": 5}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {

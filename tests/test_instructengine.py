@@ -134,8 +134,10 @@ def test_contrasts_differ_in_one_detail_and_may_be_trained_on():
 
 
 def test_rewritten_exchanges_exactly_one_word():
+    path = nb.human.DATA / "human" / "parti" / "prompts.csv"
+    asked = nb.human.table(path, {"prompt": nb.human.text})["prompt"]
     hits = 0
-    for text in nb.asked_by_people["prompt"]:
+    for text in asked:
         rule = nb.rewritten(text)
         if rule:
             hits += 1
@@ -143,7 +145,7 @@ def test_rewritten_exchanges_exactly_one_word():
             changed = [(a, b) for a, b in zip(old, new, strict=True) if a != b]
             assert len(changed) == 1 and rule[0] in nb.SWAPS
             assert not re.search(r"\btwo\b", text) or rule[0] == "number"
-    assert 300 < hits < 1200
+    assert len(asked) == 1632 and hits == 477
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def test_an_update_raises_the_interaction_and_leaves_the_reference_alone(policy)
     look = lambda: nb.as_matrix(cells, errors_of(policy, cells, pairs, rows, time, noise))  # noqa: E731
     with torch.no_grad():
         before = look()
-    optimizer = torch.optim.SGD(policy.parameters, 1e-3)
+    optimizer = torch.optim.SGD(policy.parameters, 1e-5)
     loss = nb.cross_validation(look() - before, 100.0).mean()
     assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
     loss.backward()
@@ -220,7 +222,7 @@ def test_token_world_is_exact():
     """Probabilities sum to one, frequencies of draws agree, and accuracy is theirs."""
     weights = torch.randn(1, 3, 3, 6, 6, generator=generator(5))
     asked = torch.tensor([[[1, 4, 2]]])
-    every = nb.ALL[None]
+    every = torch.cartesian_prod(*[torch.arange(6)] * 3)[None]
     total = nb.toy_log_prob(weights, asked.expand(1, 216, 3), every).exp()
     assert total.sum().item() == pytest.approx(1.0, abs=1e-5)
     drawn, _ = nb.toy_draw(weights, asked.expand(1, 20_000, 3), generator(6))
@@ -229,7 +231,7 @@ def test_token_world_is_exact():
     assert (share - total[0]).abs().max() < 0.012
     again, noise = nb.toy_draw(weights, asked, generator(7))
     assert torch.equal(nb.toy_draw(weights, asked, generator(8), noise)[0], again)
-    held = nb.unseen(nb.ALL)
+    held = nb.unseen(every)
     assert 0.15 < held.float().mean() < 0.25
 
 
