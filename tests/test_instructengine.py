@@ -335,10 +335,11 @@ def test_the_sham_exchanges_the_pictures_of_exactly_half(count):
 
 def test_token_world_learns_from_right_labels_alone():
     """Every arm gains from right labels; the annotator who is always wrong teaches the reverse."""
-    p = SimpleNamespace(toys=3, toy_updates=20)
+    p = SimpleNamespace(toys=3, toy_updates=20, seed=0)
+    every = torch.cartesian_prod(*[torch.arange(6)] * 3)
     names = ("toy_painter", "toy_accuracy", "toy_draw", "toy_texts", "toy_engine")
     names += ("toy_same_prompt", "toy_learn")
-    painter, accuracy, _, _, engine, same_prompt, learn = cells_of(None, *names, p=p)
+    painter, accuracy, _, _, engine, same_prompt, learn = cells_of(None, *names, p=p, ALL=every)
     start = painter(4.7, generator(1))
     weight, texts, images = engine(start, 600, generator(2), count=40)
     assert weight.min() == 1 and torch.equal(texts, images)
