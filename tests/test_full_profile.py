@@ -176,6 +176,11 @@ CASES = {
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "probes": 4,
         "measured": [2], "chunk": 4, "rank": 4}, None),
+    "34_instructengine": (published("stable-diffusion-v1-5"), {
+        "matcher": str(ROOT / "data" / "models" / "clip"),
+        "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
+        "batch": 4, "micro": 2, "steps": 2, "every": 1, "look": 4, "exam": 8, "probes": 2,
+        "rank": 2, "toys": 5}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
         "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,
