@@ -214,9 +214,10 @@ def test_the_template_survives_neighbors_kills_and_flipped_bits(quick_run, tmp_p
     _, told = second.communicate(timeout=200)
     sentence = told.strip().splitlines()[-1]
     assert second.returncode == 2 and "another process works in the run folder" in sentence
-    kernel.resume()
     process.send_signal(rng.choice([signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]))
     process.wait(timeout=60)
+    assert all_gone([member for member in family if member != kernel]), SEED
+    kernel.resume()  # an orphan now, before it can have come to its end
     assert all_gone(family), SEED
 
     assert not (out / "results.json").exists()

@@ -162,15 +162,15 @@ def test_public_functions_have_docstrings():
 # its own that says why; lowering is part of the work.
 BUDGET = {
     "rlgenkit": 2750,
-    "worlds": 17050,
-    "models": 18100,
-    "samplers": 4900,
-    "rewards": 15000,
-    "optimizers": 7750,
-    "workbook": 30600,
-    "commands": 9550,
+    "worlds": 16600,
+    "models": 17600,
+    "samplers": 4650,
+    "rewards": 14400,
+    "optimizers": 7450,
+    "workbook": 30550,
+    "commands": 9700,
     "ci": 14050,
-    "data": 22700,
+    "data": 23450,
 }
 
 

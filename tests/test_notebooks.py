@@ -7,6 +7,7 @@ import shutil
 
 import nbformat
 import pytest
+import zmq
 
 from ci import series as runner
 from ci import lint
@@ -193,6 +194,15 @@ server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
 """,
     )
+    done = runner.run_one(path, tmp_path / "run")
+    assert done.code == 0, done.sentence
+
+
+@pytest.mark.executes
+@pytest.mark.skipif(not zmq.has("ipc"), reason="no socket files on this system")
+def test_kernels_that_start_together_share_no_port(tmp_path):
+    code = "import ipykernel, json\nassert json.loads(ipykernel.get_connection_info())"
+    path = small_notebook(tmp_path / "wire.ipynb", code + "['transport'] == 'ipc'")
     done = runner.run_one(path, tmp_path / "run")
     assert done.code == 0, done.sentence
 

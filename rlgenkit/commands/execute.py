@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -48,11 +49,25 @@ class Screen:
             self.line(data["text/plain"].strip().splitlines()[-1])
 
 
-def register_engine(screen: Screen, log) -> str:
+def transport(folder: str) -> dict:
+    """Settings of a kernel that talks through socket files in `folder`, where the system has them.
+
+    A port is chosen by one process and opened by another: of many kernels that start together,
+    two can be given the same one.
+    """
+    import zmq
+
+    if not zmq.has("ipc"):  # Windows
+        return {}
+    return {"transport": "ipc", "ip": str(Path(folder) / "kernel")}
+
+
+def register_engine(screen: Screen, log, folder: str) -> str:
     """A papermill engine that shows updates of a display live (papermill drops them) and keeps the
-    kernel's own stderr in the file `log`; returns the engine's name."""
+    kernel's own stderr in the file `log`, its sockets in `folder`; returns the engine's name."""
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
+    from traitlets.config import Config
 
     class LiveClient(PapermillNotebookClient):
         def process_message(self, msg, cell, cell_index):
@@ -72,6 +87,7 @@ def register_engine(screen: Screen, log) -> str:
                 timeout=None,
                 iopub_timeout=DRAIN_S,
                 raise_on_iopub_timeout=False,
+                config=Config({"ConnectionFileMixin": transport(folder)}),
                 log=logging.getLogger("papermill"),
                 **settings,
             ).execute(stderr=log)
@@ -109,7 +125,7 @@ def main(spec: dict) -> int:
     label_sections(nb)
     source, target = out / "source.ipynb", out / spec["name"]
     nbformat.write(nb, source)
-    screen = Screen(len(nb.cells))
+    screen, sockets = Screen(len(nb.cells)), tempfile.TemporaryDirectory(prefix="kernel-")
     try:
         papermill.execute_notebook(
             str(source),
@@ -118,7 +134,7 @@ def main(spec: dict) -> int:
             progress_bar=False,
             log_output=True,
             start_timeout=120,
-            engine_name=register_engine(screen, log),
+            engine_name=register_engine(screen, log, sockets.name),
             cwd=spec["cwd"],
             autosave_cell_every=30,
             on_cell_start=screen.on_cell,
@@ -137,6 +153,7 @@ def main(spec: dict) -> int:
         if screen.live:
             sys.stderr.write("\n")
         source.unlink(missing_ok=True)
+        sockets.cleanup()
         log.flush()
     return 0
 

@@ -1,5 +1,5 @@
-"""Updates by weighted denoising: RWR, best of a group, and the forward-process loss of
-DiffusionNFT.
+"""Updates by denoising errors: RWR, best of a group, preferences (Diffusion-DPO and its kin), and
+the forward-process loss of DiffusionNFT.
 """
 
 from __future__ import annotations
@@ -39,12 +39,20 @@ def weighted_denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor)
     return (weights * (prediction.float() - target.float()).flatten(1).square().mean(1)).sum()
 
 
-def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
-    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from finite group advantages [B]."""
-    if not clip > 0:
-        raise ValueError(f"clip must be > 0, got {clip}")
-    checked(advantages)
-    return (advantages / (2 * clip) + 0.5).clamp(0, 1)
+def preference_denoising_terms(
+    winner: Tensor, loser: Tensor, beta: float, sign: Tensor | float = 1.0
+) -> Tensor:
+    """-log sigmoid(-beta (winner - sign * loser)), per pair [B]: minimize the mean.
+
+    winner, loser [B]: denoising error (mean over elements) of the policy less that of the frozen
+    reference, at the same time level and noise. sign 1 is Diffusion-DPO (arXiv 2311.12908, eq. 14,
+    whose factor T w_t is part of beta > 0); -1 learns from the loser, too; 0 leaves it out (SePPO,
+    arXiv 2410.05255). No gradient flows through sign.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta must be > 0, got {beta}")
+    sign = torch.as_tensor(sign, dtype=torch.float32, device=winner.device).detach()
+    return -torch.nn.functional.logsigmoid(-beta * (winner.float() - sign * loser.float()))
 
 
 def nft_terms(
