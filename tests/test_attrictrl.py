@@ -360,7 +360,10 @@ def test_guidance_enlarges_what_is_asked_and_nothing_else(monkeypatch):
     def denoiser(base, words, guidance):
         return lambda noisy, time: noisy + words.tokens[:, :, 0].sum(1) * time
 
-    asked, plain = Conditioning(torch.tensor([[[2.0], [5.0]]])), Conditioning(torch.tensor([[[2.0]]]))
+    asked, plain = (
+        Conditioning(torch.tensor([[[2.0], [5.0]]])),
+        Conditioning(torch.tensor([[[2.0]]])),
+    )
     for strength, other, expected in ((3.0, plain, 1 + 17.0), (1.0, plain, 8.0), (3.0, None, 8.0)):
         set_names(
             monkeypatch, models=SimpleNamespace(denoiser=denoiser), base=None,
