@@ -138,7 +138,7 @@ def test_the_audit_counts_what_loops_count():
     assert torch.allclose(
         nb.flip_precision(sign, worth, own), torch.tensor([hits / flips, good / 50])
     )
-    assert nb.flip_precision(torch.ones(50), worth, own)[0] == 0  # no flip, no fault
+    assert nb.flip_precision(torch.ones(50), worth, own)[0].isnan()  # no flip, no share
 
 
 # --- the small world

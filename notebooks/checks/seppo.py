@@ -121,7 +121,7 @@ def _rules(generator):
 def flip_precision(sign, reference_worth, current_worth):
     """Share of references as good as the current model's picture, flipped and all: [B] x 3 -> [2]."""
     good, flipped = (reference_worth >= current_worth).float(), (sign < 0).float()
-    precision = (good * flipped).sum() / flipped.sum().clamp(min=1)
+    precision = (good * flipped).sum() / flipped.sum()
     return torch.stack([precision, good.mean()])
 
 
