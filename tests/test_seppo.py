@@ -97,11 +97,124 @@ def test_a_worn_checkpoint_is_taken_off_again_even_after_an_error():
     with pytest.raises(RuntimeError), nb.wearing(policy, past):
         raise RuntimeError
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), own))
-    out = net(x).sum()  # the graph keeps the weights with which it was made
-    with torch.no_grad(), nb.wearing(policy, past):
+
+
+def test_a_graph_keeps_the_weights_with_which_it_was_made():
+    """A checkpoint that is worn between forward and backward leaves the gradient alone."""
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    policy, x = SimpleNamespace(parameters=list(net.parameters())), torch.randn(5, 3)
+    wanted = torch.autograd.grad(net(x).sum(), policy.parameters)
+    out = net(x).sum()
+    with torch.no_grad(), nb.wearing(policy, [torch.ones_like(w) for w in policy.parameters]):
         net(x)
-    out.backward()
-    assert torch.allclose(net.weight.grad[0], x.sum(0))
+    found = torch.autograd.grad(out, policy.parameters)
+    assert all(torch.allclose(a, b) for a, b in zip(found, wanted))
+
+
+# --- an update, on a model of one number
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Student with two checkpoints, archive, and the draws of every call of `errors`."""
+    calls = []
+
+    def errors(policy, clean, prompts, t, noise):
+        calls.append((clean, prompts, t, noise))
+        guess = policy.parameters[0] * (clean + 0.01 * t[:, None] * noise)
+        return (guess - noise).square().mean(1)
+
+    space = nb.preference_loss.__globals__
+    monkeypatch.setitem(space, "errors", errors)
+    monkeypatch.setitem(space, "levels", torch.zeros(100))
+    monkeypatch.setitem(space, "p", SimpleNamespace(beta=3.0, batch=6))
+    made = torch.randn(4, 12, 5, generator=seeded(20))
+    names = [f"caption {i}" for i in range(12)]
+    archive = nb.Archive(names, made[0], made[1])
+    pool = [
+        {"weights": [torch.tensor([w])], "latents": x} for w, x in ((0.6, made[2]), (0.3, made[3]))
+    ]
+    weight = torch.nn.Parameter(torch.tensor([0.5]))
+    policy = SimpleNamespace(parameters=[weight])
+    student = nb.Student(policy, torch.optim.SGD([weight], 0.1), seeded(21), pool)
+    return SimpleNamespace(student=student, archive=archive, calls=calls, errors=errors)
+
+
+def arm(**kw):
+    return nb.Arm("", 1.0, **kw)
+
+
+@pytest.mark.parametrize(
+    "kw",
+    [
+        {},
+        {"rule": "anchor"},
+        {"rule": "indicator"},
+        {"rule": "anchor", "mixed": True},
+        {"rule": "anchor", "reference": "latest"},
+        {"reference": "first", "losers": True},
+    ],
+)
+def test_a_preference_loss_is_the_loop_over_its_rows(toy, kw):
+    rows = torch.tensor([3, 0, 7, 11, 5, 2])
+    loss, watched = nb.preference_loss(arm(**kw), toy.student, toy.archive, rows)
+    (_, names, t, noise), (_, _, t_past, noise_past) = toy.calls
+    assert torch.equal(t, t_past) and torch.equal(noise, noise_past)  # both models, same draws
+    assert torch.equal(t[:6], t[6:]) and torch.equal(noise[:6], noise[6:]) == bool(kw.get("losers"))
+    assert names == [toy.archive.prompts[i] for i in rows.tolist()] * 2
+    dice = seeded(21)  # the same draws once more
+    number = nb.which_checkpoint(kw.get("reference", "random"), 2, dice)
+    torch.randint(100, (6,), generator=dice), torch.randn(12, 5, generator=dice)
+    checkpoint, gaps, signs = toy.student.pool[number], [], []
+    worn = SimpleNamespace(parameters=checkpoint["weights"])
+    for i, row in enumerate(rows.tolist()):
+        gap = []
+        for k, clean in ((i, toy.archive.winners[row]), (6 + i, checkpoint["latents"][row])):
+            draws = clean[None], [""], t[k : k + 1], noise[k : k + 1]
+            gap.append((toy.errors(toy.student.policy, *draws) - toy.errors(worn, *draws)).item())
+        gaps.append(gap)
+        better = 1.0 if gap[0] < 0 else -1.0
+        signs.append({"anchor": better, "indicator": max(better, 0.0)}.get(kw.get("rule"), 1.0))
+    if kw.get("mixed"):
+        signs = [signs[i] for i in torch.randperm(6, generator=dice).tolist()]
+    margins = [w - s * r for (w, r), s in zip(gaps, signs)]
+    by_hand = sum(math.log1p(math.exp(3.0 * margin)) for margin in margins) / 6
+    assert loss.item() == pytest.approx(by_hand, rel=1e-4)
+    assert watched["flips"].item() == pytest.approx(sum(s < 0 for s in signs) / 6)
+    weights = [1 / (1 + math.exp(-3.0 * margin)) for margin in margins]
+    assert watched["weight"].item() == pytest.approx(sum(weights) / 6, rel=1e-4)
+    assert watched["winner"].item() == pytest.approx(
+        sum(w for w, _ in gaps) / 6, rel=1e-3, abs=1e-6
+    )
+    assert {s for s in signs} == {-1.0, 1.0} or kw.get("rule") != "anchor"  # the case has both
+
+
+def test_sft_is_the_mean_error_of_winners_and_an_update_moves_down_its_slope(toy):
+    loss, _ = nb.sft_loss(toy.student, toy.archive, torch.arange(6))
+    clean, names, t, noise = toy.calls[0]
+    assert torch.equal(clean, toy.archive.winners[:6]) and names == toy.archive.prompts[:6]
+    assert loss.item() == pytest.approx(
+        toy.errors(toy.student.policy, clean, names, t, noise).mean().item()
+    )
+    before = toy.student.policy.parameters[0].item()
+    nb.update(arm(rule="sft"), toy.student, toy.archive)
+    weight = toy.student.policy.parameters[0]
+    assert weight.item() == pytest.approx(before - 0.1 * weight.grad.item())
+    assert 0 < abs(weight.grad.item()) <= 1 + 1e-5  # clipped
+
+
+def test_a_snapshot_is_a_copy_with_pictures_of_its_own_or_the_losers(toy):
+    final = torch.randn(12, 5, generator=seeded(22))
+    path = SimpleNamespace(trajectory=SimpleNamespace(final=final))
+    toy.student.policy.sample = lambda prompts, generator: SimpleNamespace(path=path)
+    nb.snapshot(toy.student, arm(), toy.archive)
+    nb.snapshot(toy.student, arm(losers=True), toy.archive)
+    drawn, lost = toy.student.pool[2:]
+    with torch.no_grad():
+        toy.student.policy.parameters[0] += 1
+    assert drawn["weights"][0].item() == 0.5
+    assert torch.equal(drawn["latents"], final)
+    assert torch.equal(lost["latents"], toy.archive.losers)
 
 
 # --- votes

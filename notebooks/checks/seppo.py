@@ -9,7 +9,7 @@ from rlgenkit import workbook as wb
 
 
 def anchor_sign(reference_error, current_error):
-    """1 where the current model fits the winner better, -1 where the reference does: [B]."""
+    """1: the current model fits the winner better, -1: the checkpoint, 0: a tie. [B]"""
     return (reference_error - current_error).detach().sign()
 
 
@@ -23,6 +23,10 @@ def _sizes(reference_error, current_error):
 
 def _attached(reference_error, current_error):
     return torch.tanh(1e4 * (reference_error - current_error))
+
+
+def _tie_is_a_flip(reference_error, current_error):
+    return torch.where(reference_error.detach() > current_error.detach(), 1.0, -1.0)
 
 
 def _zero_or_one(reference_error, current_error):
@@ -149,7 +153,7 @@ def _flips_as_base(sign, reference_worth, current_worth):
 
 
 def _audited(generator):
-    """Forty references with signs that know a little, a third of them flipped, and some ties."""
+    """Forty references with signs that are nearly always right, some of them flipped, and some ties."""
     worth = torch.randn(40, generator=generator)
     current = torch.randn(40, generator=generator)
     current[:3] = worth[:3]
@@ -223,18 +227,40 @@ def _draws(generator):
     return [reference, reference - gap]
 
 
-# --- 33.7: the sign on both terms
+# --- 33.7: whose errors the sign looks at
 
 
-def pair_loss(winner_change, reference_change, sign, beta):
-    """Loss [B] of winners and references with their signs."""
-    return -F.logsigmoid(-beta * (winner_change - sign * reference_change))
+def anchored_loss(now, past, beta):
+    """Loss [B] from errors of the current model and the checkpoint, each [2, B]."""
+    changes = now - past
+    sign = (past[0] - now[0]).detach().sign()
+    return signed_terms(changes[0], changes[1], sign, beta)
+
+
+def _sign_of_references(now, past, beta):
+    return signed_terms(*(now - past), (now[1] - past[1]).detach().sign(), beta)
+
+
+def _turned_references(now, past, beta):
+    return signed_terms(*(now - past), (past[1] - now[1]).detach().sign(), beta)
+
+
+def _turned_winners(now, past, beta):
+    return signed_terms(*(now - past), (now[0] - past[0]).detach().sign(), beta)
+
+
+def _two_errors(generator):
+    """Errors of nine winners and references, now (with gradient) and at the checkpoint; beta."""
+    past = torch.rand(2, 9, generator=generator)
+    now = past + 0.1 * torch.randn(2, 9, generator=generator)
+    return [now.requires_grad_(True), past, 7.0]
 
 
 EXERCISES = {
     "33.1": wb.Exercise(
         reference=anchor_sign, inputs=_errors, minutes=5, difficulty=1,
         wrong={
+            "on a tie the sign is 0: the reference is left out": _tie_is_a_flip,
             "a smaller error is a better fit: reference less current": _turned,
             "only the sign counts, not the size": _sizes,
             "the sign is a constant of the update: detach it": _attached,
@@ -242,7 +268,7 @@ EXERCISES = {
             "each example has a sign of its own": _batch_mean,
         },
         hints=["Which of the two errors is larger if the current model is better?",
-               "`tensor.sign()` is 1, 0 or -1; `detach()` cuts the gradient."]),
+               "`tensor.sign()` is 1, 0 or -1; `detach()` says that it is a constant."]),
     "33.2": wb.Exercise(
         reference=signed_terms, inputs=_changes, minutes=10, difficulty=2,
         wrong={
@@ -295,12 +321,14 @@ EXERCISES = {
         },
         hints=["Mean over axis 0 of reference less current, then the sign."]),
     "33.7": wb.Exercise(
-        reference=pair_loss, inputs=_changes, minutes=5, difficulty=2,
+        reference=anchored_loss, inputs=_two_errors, minutes=5, difficulty=2,
         wrong={
-            "nothing has changed yet: a flip still pushes the winner away": _both_signed,
-            "now the reference is imitated where it should be pushed away": _added,
+            "nothing has changed yet: the sign looks at the references": _sign_of_references,
+            "the sign still looks at the references": _turned_references,
+            "right row, wrong way round: 1 where the current model fits the winner better":
+                _turned_winners,
         },
-        hints=["What does a flip do to the winner's slope in this loss?"]),
+        hints=["Which row does the anchor look at?", "Compare with `anchor_sign`."]),
 }
 
 
@@ -320,13 +348,12 @@ QUIZZES = {
         "mostly noise.",
         holds=_half),
     "33.q2": wb.Quiz(
-        "All arms see the same winners. SFT imitates them. Without the anchor every reference is "
-        "pushed away. SePPO pushes some away and imitates the others. A sham places as many flips "
-        "at random. Which order do you expect on unseen captions, best first?",
-        ["SePPO, SFT, sham, no anchor", "SePPO and its sham alike, whatever else",
-         "no anchor first: it learns from more", "SFT first: winners are all that is known"],
-        1, "The sign looks at one noisy draw of the winner and never at the reference. What it "
-        "does is mostly to halve the push on references, and the sham does that, too."),
+        "SePPO flips the signs that its anchor names. A sham permutes them: as many flips, in "
+        "places by chance. Votes of SePPO less those of the sham, on unseen captions: what do you "
+        "expect?",
+        ["clearly above 0", "about 0", "clearly below 0"],
+        1, "A guess of this notebook until its study has run: the sign looks at one noisy draw of "
+        "the winner and never at the reference."),
     "33.q3": wb.Quiz(
         "A flipped term has driven the errors of winner and reference far below the old "
         "checkpoint's. What does it do next?",
