@@ -132,7 +132,7 @@ def toy(monkeypatch):
     names = [f"caption {i}" for i in range(12)]
     archive = nb.Archive(names, made[0], made[1])
     pool = [
-        {"weights": [torch.tensor([w])], "latents": x} for w, x in ((0.6, made[2]), (0.3, made[3]))
+        {"weights": [torch.tensor([w])], "latents": x} for w, x in ((0.2, made[2]), (0.3, made[3]))
     ]
     weight = torch.nn.Parameter(torch.tensor([0.5]))
     policy = SimpleNamespace(parameters=[weight])
