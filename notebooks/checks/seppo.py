@@ -352,8 +352,8 @@ QUIZZES = {
         "places by chance. Votes of SePPO less those of the sham, on unseen captions: what do you "
         "expect?",
         ["clearly above 0", "about 0", "clearly below 0"],
-        1, "A guess of this notebook until its study has run: the sign looks at one noisy draw of "
-        "the winner and never at the reference."),
+        1, "The study measured -0.013, with an interval from -0.031 to 0.006: the sign looks at one "
+        "noisy draw of the winner and never at the reference."),
     "33.q3": wb.Quiz(
         "A flipped term has driven the errors of winner and reference far below the old "
         "checkpoint's. What does it do next?",
