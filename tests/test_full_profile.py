@@ -184,6 +184,11 @@ CASES = {
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "probes": 4,
         "measured": [2], "chunk": 4, "rank": 4}, None),
+    "33_seppo": (published("stable-diffusion-v1-5"), {
+        "judge": str(ROOT / "data" / "models" / "clip"),
+        "meter": str(ROOT / "data" / "models" / "clip"), "updates": 2, "every": 1, "winners": 4,
+        "batch": 2, "steps": 3, "rank": 2, "looks": 2, "probes": 1, "small_seeds": 1,
+        "small_updates": 10}, None),
     "34_instructengine": (published("stable-diffusion-v1-5"), {
         "matcher": str(ROOT / "data" / "models" / "clip"),
         "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
