@@ -447,8 +447,8 @@ QUIZZES = {
         "plane would show it?",
         [
             "how old pictures compare with new ones; 'blind' would end above 'frozen'",
-            "how old pictures compare with each other; 'all pairs' would end above 'refreshed'",
-            "the scale of the reward; 'no hinge' would end above 'frozen'",
+            "how old pictures compare with each other; 'all-pairs' would end above 'refreshed'",
+            "the scale of the reward; 'no-hinge' would end above 'frozen'",
             "how new pictures compare with each other; 'frozen' would end above 'refreshed'",
         ],
         1,
