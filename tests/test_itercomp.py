@@ -11,7 +11,7 @@ from tests.notebook_code import definitions
 
 nb = definitions("35")
 known = nb.rank_pairs.__globals__  # what a run would define
-SETTINGS = dict(device="cpu", steps=3, chunk=16, batch=6, micro=4, first=2, epochs=3, toys=3)
+SETTINGS = dict(device="cpu", rank=0, steps=3, chunk=16, batch=6, micro=4, first=2, epochs=3, toys=3)
 known |= {"p": SimpleNamespace(**SETTINGS), "STICKERS": True, "DRAWS": 1.0}
 known |= {"lookers": {"people": None, "checker": None}, "some_prompts": nb.sticker_prompts}
 
