@@ -280,9 +280,11 @@ PLACES = {
     "32_d3po": ("model", "judge"),
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
+    "38_adv_grpo": ("model", "stronger", "proxy", "backbone", "judge"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
+SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
@@ -386,9 +388,9 @@ def test_a_damaged_model_is_refused_by_command_line_and_notebook(tmp_path, kind)
     cells = [
         c.source for c in nbformat.read(find("02_flow_grpo"), 4).cells if c.cell_type == "code"
     ]
-    space = {"In": [next(c for c in cells if "profile: str" in c)]}
+    space = {"In": [next(c for c in cells if "profile: str" in c)], "wb": wb}
     exec(space["In"][0], space)
-    call = next(c for c in cells if "wb.parameters(" in c).split("paper =")[0]
+    call = next(c for c in cells if "wb.parameters(" in c)
     space["In"] += [f"# Parameters\nmodel = {str(folder)!r}\n", call]
     exec(space["In"][1], space)
     with pytest.raises(wb.ParameterError) as late:

@@ -118,14 +118,29 @@ def painter_and_eyes(folder):
     return {"model": str(folder / "model"), "judge": clip, "inspector": eyes, "witness": eyes}
 
 
+def painters_and_critics(folder):
+    """Two tiny flow pipelines, a tiny DINOv2, and the small dual encoder as preference and judge."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    for name in ("model", "stronger"):
+        save_published("stable-diffusion-3.5-medium", folder / name)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
+    config = Dinov2Config(image_size=32, patch_size=8, **sizes)
+    Dinov2Model(config).save_pretrained(folder / "backbone")
+    clip = str(ROOT / "data" / "models" / "clip")
+    own = {name: str(folder / name) for name in ("model", "stronger", "backbone")}
+    return {**own, "proxy": clip, "judge": clip}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "images": 8,
         "steps": 3, "trained_steps": 2, "round": 1, "looks": 8}, None),
     "02_flow_grpo": (published("stable-diffusion-3.5-medium"), {
-        "iterations": 2, "groups": 2, "group_size": 4, "sde_steps": 4, "ode_steps": 2,
-        "eval_prompts": 2}, "rapidocr_onnxruntime"),
+        "iterations": 2, "groups": 2, "group_size": 4, "rival_rounds": 2, "steps": 4,
+        "exam_steps": 2, "exam_captions": 2, "exam_every": 2}, "rapidocr_onnxruntime"),
     "03_rewards_and_truth": (lambda folder: {}, {
         "prompts": 2, "pool": 16, "steps": 2, "pairs": 3, "teachers": 1, "labels": [32, 64],
         "lesson": 64, "sums": 2}, None),
@@ -178,6 +193,10 @@ CASES = {
     "37_reward_hacking": (painter_and_eyes, {
         "iterations": 2, "look": 1, "groups": 1, "group_size": 4, "exam_prompts": 2, "steps": 4,
         "exam_steps": 2, "pool_prompts": 2, "pool": 2, "pairs": 7, "rank": 4}, None),
+    "38_adv_grpo": (painters_and_critics, {
+        "iterations": 2, "look": 1, "n_seeds": 1, "groups": 1, "group_size": 4, "exam_prompts": 2,
+        "train_prompts": 3, "references": 2, "pool": 2, "steps": 4, "exam_steps": 2, "rank": 4,
+        "lessons": 1, "first_lessons": 3, "batch": 4, "small_runs": 2, "small_rounds": 6}, None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),

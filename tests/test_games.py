@@ -114,10 +114,9 @@ def test_no_rate_is_made_of_duels_that_are_not_finite(bad):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_no_weight_is_made_of_numbers_that_are_not_finite(bad):
     with pytest.raises(ValueError, match="sample 1 is"):
-        o.nft_optimality(torch.tensor([0.0, bad]))
+        o.rwr_weights(torch.tensor([0.0, bad]), 0.5)
     zeros = torch.zeros(2, 1)
     for call in (
-        lambda: o.nft_optimality(zeros[:, 0], clip=math.nan),
         lambda: o.rwr_weights(zeros[:, 0], math.nan),
         lambda: o.nft_terms(zeros, zeros, zeros, zeros[:, 0], strength=math.nan),
     ):

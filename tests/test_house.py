@@ -164,13 +164,13 @@ BUDGET = {
     "rlgenkit": 2750,
     "worlds": 16600,
     "models": 17600,
-    "samplers": 4900,
+    "samplers": 4650,
     "rewards": 14400,
-    "optimizers": 7750,
-    "workbook": 30600,
+    "optimizers": 7450,
+    "workbook": 30550,
     "commands": 9700,
     "ci": 14050,
-    "data": 22700,
+    "data": 23450,
 }
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -157,15 +158,42 @@ def policy():
     )
 
 
-def cells_of(policy, *names):
-    """Functions of the notebook that read the model which only a run loads."""
-    space = {
-        **vars(nb),
-        "base": policy.model,
-        "levels": policy.model.scheduler.alphas_cumprod.float(),
-        "start_noise": lambda n, g: s.initial_noise(n, policy.model.latent_shape, g),
-    }
-    return [type(nb.render)(getattr(nb, n).__code__, space, n) for n in names]
+def cells_of(policy, *names, **values):
+    """Functions of the notebook in one space, with the model and values that only a run has."""
+    space = {**vars(nb), "seeded": generator, **values}
+    if policy is not None:
+        space["base"] = policy.model
+        space["levels"] = policy.model.scheduler.alphas_cumprod.float()
+        space["start_noise"] = lambda n, g: s.initial_noise(n, policy.model.latent_shape, g)
+    for name in names:
+        cell = getattr(nb, name)
+        space[name] = FunctionType(cell.__code__, space, name, cell.__defaults__)
+    return [space[name] for name in names]
+
+
+def some_pairs(policy, count=4):
+    """Pairs of two captions, drawn by the model."""
+    words = [models.embed(policy.model, [x] * count) for x in ("a red cat", "a blue star")]
+    noise = s.initial_noise(count, policy.model.latent_shape, generator(4))
+    sides = []
+    for side in words:
+        with torch.no_grad():
+            act = models.denoiser(policy.model, side)
+            sides.append(s.rollout(act, policy.table, noise).final)
+    return nb.Pairs(torch.stack(sides), words)
+
+
+def arm(loss, cells, reference=True, either=False):
+    return SimpleNamespace(loss=loss, cells=cells, reference=reference, either=either)
+
+
+@pytest.fixture
+def fresh():
+    """A model of its own, for tests that train."""
+    return models.image_policy(
+        "data/models/epsilon",
+        table=lambda x: s.ddim_table_from_scheduler(x, 2, eta=0.0),
+    )
 
 
 def test_errors_are_those_of_single_forwards(policy):
@@ -173,8 +201,7 @@ def test_errors_are_those_of_single_forwards(policy):
     latents = torch.randn(2, 3, *policy.model.latent_shape, generator=generator(1))
     texts = [["a red cat", "a blue star", "two red hearts"], ["a blue cat", "a red star", "a crab"]]
     texts[1][2] = "two blue hearts"
-    pairs = type("P", (), {})()
-    pairs.latents, pairs.words = latents, [models.embed(policy.model, x) for x in texts]
+    pairs = nb.Pairs(latents, [models.embed(policy.model, x) for x in texts])
     time, noise = (
         torch.tensor([100, 500, 900]),
         torch.randn(latents[0].shape, generator=generator(2)),
@@ -193,16 +220,9 @@ def test_errors_are_those_of_single_forwards(policy):
 
 def test_an_update_raises_the_interaction_and_leaves_the_reference_alone(policy):
     (errors_of,) = cells_of(policy, "errors_of")
-    words = [models.embed(policy.model, [x] * 4) for x in ("a red cat", "a blue star")]
-    noise = s.initial_noise(4, policy.model.latent_shape, generator(4))
-    sides = []
-    for side in words:
-        with torch.no_grad():
-            act = models.denoiser(policy.model, side)
-            sides.append(s.rollout(act, policy.table, noise).final)
-    pairs = type("P", (), {})()
-    pairs.latents, pairs.words = torch.stack(sides), words
+    pairs = some_pairs(policy)
     time, cells, rows = torch.full((4,), 600), nb.OWN + nb.CROSSED, torch.arange(4)
+    noise = s.initial_noise(4, policy.model.latent_shape, generator(4))
     look = lambda: nb.as_matrix(cells, errors_of(policy, cells, pairs, rows, time, noise))  # noqa: E731
     with torch.no_grad():
         before = look()
@@ -216,6 +236,146 @@ def test_an_update_raises_the_interaction_and_leaves_the_reference_alone(policy)
         with policy.reference():
             assert torch.allclose(look(), before, atol=1e-6)
     assert change[0, 1] + change[1, 0] > change[0, 0] + change[1, 1]
+
+
+def test_a_drawn_side_exchanges_both_names_of_a_pair(policy):
+    """Where side is 1 the errors are those of the pair turned around."""
+    (errors_of,) = cells_of(policy, "errors_of")
+    pairs, rows, side = some_pairs(policy), torch.arange(4), torch.tensor([0, 1, 1, 0])
+    turned = nb.Pairs(pairs.latents.flip(0), pairs.words[::-1])
+    time, noise = torch.full((4,), 400), torch.randn(pairs.latents[0].shape, generator=generator(2))
+    cells = ((0, 0), (1, 0))
+    with torch.no_grad():
+        found = errors_of(policy, cells, pairs, rows, time, noise, side)
+        as_is = errors_of(policy, cells, pairs, rows, time, noise)
+        around = errors_of(policy, cells, turned, rows, time, noise)
+    torch.testing.assert_close(found, torch.where(side == 1, around, as_is))
+    assert not torch.allclose(around, as_is)
+
+
+def test_changes_are_taken_against_the_frozen_model(fresh):
+    errors_of, changes_of = cells_of(fresh, "errors_of", "changes_of")
+    pairs, rows, cells = some_pairs(fresh), torch.arange(4), nb.OWN + nb.CROSSED
+    hero = arm(nb.cross_validation, cells)
+    with torch.no_grad():
+        assert changes_of(fresh, hero, pairs, rows, generator(1)).abs().max() == 0
+        nb.shake(fresh, 0.05, 3)
+        change = changes_of(fresh, hero, pairs, rows, generator(1))
+        plain = changes_of(
+            fresh, arm(nb.imitation, cells, reference=False), pairs, rows, generator(1)
+        )
+        with fresh.reference():
+            before = changes_of(
+                fresh, arm(nb.imitation, cells, reference=False), pairs, rows, generator(1)
+            )
+    assert change.abs().max() > 1e-4
+    torch.testing.assert_close(change, plain - before)
+
+
+@pytest.mark.parametrize("either", [False, True])
+def test_learning_follows_the_labels(fresh, either):
+    """The interaction rises with right labels; with exchanged pictures it falls."""
+    p = SimpleNamespace(batch=4, micro=2, beta=100.0)
+    errors_of, changes_of, learn = cells_of(fresh, "errors_of", "changes_of", "learn", p=p)
+    pairs, cells, rows = some_pairs(fresh), nb.OWN + nb.CROSSED, torch.arange(4)
+    loss, used = (nb.single_triple, ((0, 0), (1, 0))) if either else (nb.cross_validation, cells)
+    start = [x.detach().clone() for x in fresh.parameters]
+    gained = []
+    for labels in (pairs, nb.Pairs(pairs.latents.flip(0), pairs.words)):
+        with torch.no_grad():
+            for weight, first in zip(fresh.parameters, start, strict=True):
+                weight.copy_(first)
+        optimizer = torch.optim.SGD(fresh.parameters, 1e-2)
+        for k in range(3):
+            seen = learn(fresh, optimizer, arm(loss, used, either=either), labels, generator(k))
+            if k == 0:
+                assert seen["loss"].mean().item() == pytest.approx(math.log(2), abs=1e-5)
+                assert (seen["accuracy"] == 0.5).all()
+        with torch.no_grad():
+            table = changes_of(fresh, arm(loss, cells), pairs, rows, generator(9)).mean(2)
+        gained.append((table[0, 1] + table[1, 0] - table[0, 0] - table[1, 1]).item())
+    assert gained[0] > 1e-4 and gained[1] < -1e-4
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1.0])
+def test_the_annotator_s_winner_is_the_picture_that_is_liked_more(wrong):
+    """Latents hold how much their picture is liked; equal pictures get no label."""
+    liked, others = torch.tensor([1.0, 0, 1, 0, 1]), torch.tensor([0.0, 1, 1, 0, 0])
+    fill = lambda x: x[:, None, None, None].expand(-1, 1, 2, 2)  # noqa: E731
+    texts = [["a", "b", "c", "d", "e"], ["v", "w", "x", "y", "z"]]
+    made = {"texts": texts, "latents": torch.stack([fill(liked)] * 2), "liked": liked}
+    (same_prompt_pairs,) = cells_of(
+        None,
+        "same_prompt_pairs",
+        WRONG=wrong,
+        p=SimpleNamespace(pairs=9),
+        engine=lambda seed: made,
+        as_prompt=str,
+        start_noise=lambda n, g: None,
+        render=lambda policy, asked, noise: (fill(others), asked),
+        untrained=None,
+        liking=lambda pictures, asked: others,
+        pairs_from=lambda latents, asked: (latents[:, :, 0, 0, 0], asked),
+    )
+    (winner, loser), asked = same_prompt_pairs(1)
+    assert asked == [["a", "b", "e"]] * 2
+    assert (winner - loser).tolist() == ([1.0, 1, 1] if wrong == 0 else [-1.0, -1, -1])
+
+
+@pytest.mark.parametrize("count", [8, 9])
+def test_the_sham_exchanges_the_pictures_of_exactly_half(count):
+    pairs = nb.Pairs(torch.randn(2, count, 1, 2, 2, generator=generator()), ["first", "second"])
+    (swapped_pairs,) = cells_of(None, "swapped_pairs", engine_pairs=lambda seed: pairs)
+    sham = swapped_pairs(3)
+    moved = (sham.latents != pairs.latents).flatten(2).any(2)
+    assert moved[0].sum() == count // 2 and torch.equal(moved[0], moved[1])
+    assert torch.equal(sham.latents[:, moved[0]], pairs.latents[:, moved[0]].flip(0))
+    assert sham.words == pairs.words
+
+
+def test_token_world_learns_from_right_labels_alone():
+    """Every arm gains from right labels; the annotator who is always wrong teaches the reverse."""
+    p = SimpleNamespace(toys=3, toy_updates=20, seed=0)
+    every = torch.cartesian_prod(*[torch.arange(6)] * 3)
+    names = ("toy_painter", "toy_accuracy", "toy_draw", "toy_texts", "toy_engine")
+    names += ("toy_same_prompt", "toy_learn")
+    painter, accuracy, _, _, engine, same_prompt, learn = cells_of(None, *names, p=p, ALL=every)
+    start = painter(4.7, generator(1))
+    weight, texts, images = engine(start, 600, generator(2), count=40)
+    assert weight.min() == 1 and torch.equal(texts, images)
+    assert ((texts[0] != texts[1]).sum(-1) == 1).all() and not nb.unseen(texts).any()
+    arms = {
+        "cross": dict(loss=nb.cross_validation, lr=0.05, beta=0.5),
+        "either": dict(loss=nb.single_triple, lr=0.05, beta=0.5, either=True),
+        "text": dict(loss=nb.all_four, lr=0.05, beta=0.5),
+        "sft": dict(loss=nb.imitation, lr=0.05, beta=0.0),
+    }
+    for how in arms.values():
+        assert (accuracy(learn(start, (weight, texts, images), **how)) > accuracy(start)).all()
+    turned = learn(start, (weight, texts, images.flip(0)), **arms["cross"])
+    assert (accuracy(turned) < accuracy(start)).all()
+    how, gains = dict(loss=nb.single_triple, lr=0.02, beta=0.5), []
+    for wrong in (0.0, 1.0):
+        pairs = same_prompt(start, 600, generator(3), 200, wrong)
+        gains.append((accuracy(learn(start, pairs, **how)) - accuracy(start)).mean().item())
+    assert gains[0] > 0.02 and gains[1] < -0.02
+
+
+def test_pairs_of_pictures_are_counted_by_prompt():
+    """Against plain loops over ordered pairs."""
+    prompts = torch.tensor([0, 0, 1, 1, 1])
+    scores = torch.tensor([0.1, 0.3, 0.3, 0.3, 0.0], dtype=torch.float64)
+    truth = torch.tensor([1.0, 2, 2, 1, 3], dtype=torch.float64)
+    (credit_by_prompt,) = cells_of(None, "credit_by_prompt", rated={"prompt": prompts})
+    credit, number = torch.zeros(2, 2), torch.zeros(2, 2)
+    for i, j in itertools.product(range(5), repeat=2):
+        gap, ahead = (truth[i] - truth[j]).item(), (scores[i] - scores[j]).item()
+        if gap:
+            number[prompts[i], prompts[j]] += 1
+            credit[prompts[i], prompts[j]] += 0.5 if ahead == 0 else float(ahead * gap > 0)
+    found = credit_by_prompt(scores, truth)
+    torch.testing.assert_close(found[0], credit.double())
+    torch.testing.assert_close(found[1], number.double())
 
 
 def test_token_world_is_exact():

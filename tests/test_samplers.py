@@ -10,11 +10,13 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from rlgenkit import samplers as s
+from tests.notebook_code import definitions
 
 SHAPE = (4, 8, 8)
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 ABAR = torch.cumprod(1 - BETAS, 0)
 GRID = torch.tensor([999, 759, 519, 279])  # the times of RLCM for four jumps
+noise_left = definitions("02").noise_left
 
 
 def generator(seed=0):
@@ -178,16 +180,35 @@ def test_cps_keeps_the_coefficients_of_the_schedule():
         mean = s.step(table, i, x, x1 - x0, generator=generator()).mean
         direct = (1 - level[i + 1]) * x0 + level[i + 1] * math.cos(0.6 * math.pi / 2) * x1
         assert torch.allclose(mean, direct.float(), atol=1e-5)
-    assert torch.allclose(s.residual_noise(table), level[1:], atol=1e-6)
+    assert torch.allclose(noise_left(table).double(), level[1:], atol=1e-6)
 
 
 def test_residual_noise_of_the_flow_sde():
-    flow = s.residual_noise(s.flow_table(10, "flow", noise=0.7))
-    expected = torch.tensor([0.959, 0.516, 0.131, 0.079], dtype=torch.float64)
+    flow = noise_left(s.flow_table(10, "flow", noise=0.7))
+    expected = torch.tensor([0.959, 0.516, 0.131, 0.079])
     assert torch.allclose(flow[[0, 4, 8, 9]], expected, atol=1e-3)
     for n, rate, left in ((10, 0.3, 0.032), (4, 0.7, 0.218)):
-        last = s.residual_noise(s.flow_table(n, noise=rate))[-1]
+        last = noise_left(s.flow_table(n, noise=rate))[-1]
         assert float(last) == pytest.approx(left, abs=1e-3)
+
+
+def velocity_slope(sigma, variance):
+    """k with v(x) = k x: the exact velocity at level sigma for data N(0, variance)."""
+    spread = (1 - sigma) ** 2 * variance + sigma**2
+    return (sigma - (1 - sigma) * variance) / spread
+
+
+def exact_variances(table, variance):
+    """Variances float64 [N+1] of the states of a flow sampler on data N(0, variance), no sampling.
+
+    With an exact velocity k x the step is linear: var' = (A + B k)^2 var + C^2, from var = 1.
+    """
+    a, b, std, sigma = (x.double() for x in (table.a, table.b, table.std, table.sigma[:-1]))
+    gain = a + b * velocity_slope(sigma, variance)
+    states = [1.0]
+    for g, c in zip(gain.tolist(), std.tolist(), strict=True):
+        states.append(g**2 * states[-1] + c**2)
+    return torch.tensor(states, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -203,23 +224,23 @@ def test_residual_noise_of_the_flow_sde():
 def test_marginals_on_a_gaussian_target(kind, level, expected):
     # the listed values are Monte Carlo estimates (error about 1e-3); ours are exact recursions
     for n, value in zip((10, 40, 160, 640), expected, strict=True):
-        variance = s.exact_variances(s.flow_table(n, kind, level), 0.25)[-1]
+        variance = exact_variances(s.flow_table(n, kind, level), 0.25)[-1]
         assert float(variance) == pytest.approx(value, abs=1.6e-3)
     limit = 0.25 * (1 + math.cos(level * math.pi / 2)) / 2 if kind == "cps" else 0.25
-    fine = [float(s.exact_variances(s.flow_table(n, kind, level), 0.25)[-1]) for n in (1280, 2560)]
+    fine = [float(exact_variances(s.flow_table(n, kind, level), 0.25)[-1]) for n in (1280, 2560)]
     assert 2 * fine[1] - fine[0] == pytest.approx(limit, abs=5e-4)  # Richardson: error ~ 1/N
 
 
 def test_exact_variances_agree_with_sampling():
     table = s.flow_table(10, "flow", noise=0.7)
-    slope = s.gaussian_velocity_slope(table.sigma[:-1], 0.25).float()
+    slope = velocity_slope(table.sigma[:-1], 0.25).float()
 
     def velocity(x, t):
         return x * slope[(table.t - t[0]).abs().argmin()]
 
     path = s.rollout(velocity, table, torch.randn(200, 1000, generator=generator()), generator(1))
     measured = path.latents.double().var(dim=(1, 2))
-    assert torch.allclose(measured, s.exact_variances(table, 0.25), rtol=0.015)
+    assert torch.allclose(measured, exact_variances(table, 0.25), rtol=0.015)
 
 
 def test_last_step_is_nearly_deterministic():

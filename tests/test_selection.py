@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from rlgenkit.optimizers import best_of_group, best_of_k
+from rlgenkit.optimizers import best_of_k
 from rlgenkit.records import Scores
 from tests.notebook_code import definitions
 
@@ -33,9 +33,6 @@ def test_best_of_k_is_a_sort_within_groups(seed, levels, keep):
     assert best_of_k(scores, groups, valid, keep).tolist() == by_hand(scores, groups, valid, keep)
     every = torch.ones_like(valid)
     assert best_of_k(scores, groups, None, keep).tolist() == by_hand(scores, groups, every, keep)
-    assert torch.equal(
-        best_of_k(scores, groups, valid, keep), best_of_group(scores, groups, keep, valid)
-    )
 
 
 def test_groups_need_not_be_neighbors_and_may_be_empty():
@@ -51,7 +48,7 @@ def test_groups_need_not_be_neighbors_and_may_be_empty():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("pick", [best_of_k, best_of_group])
+@pytest.mark.parametrize("pick", [best_of_k])
 def test_no_selector_keeps_a_score_that_is_not_finite(pick, bad):
     scores, groups = torch.tensor([1.0, bad, 0.0]), torch.zeros(3, dtype=torch.long)
     with pytest.raises(ValueError, match="sample 1 is"):

@@ -31,6 +31,20 @@ def _crossed_wanted(right):
     return (right[0, 1] * right[1, 0] == 1) & (right[0, 0] + right[1, 1] == 0)
 
 
+class Mask(wb.Exercise):
+    """An exercise whose answer chooses rows, so it must be a bool tensor."""
+
+    def outcome(self, student):
+        """As for every exercise, and the type of a right answer."""
+        found = super().outcome(student)
+        if found.status == "pass":
+            answer = student(*self.inputs(torch.Generator().manual_seed(0)))
+            if answer.dtype != torch.bool:
+                said = "right numbers, but rows are chosen by a bool tensor: compare with =="
+                return type(found)("wrong", said)
+        return found
+
+
 def _tables(generator):
     """All sixteen tables of zeros and ones, in random order."""
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
@@ -66,10 +80,15 @@ def _frozen_loser(winner, loser, beta):
     return pair_loss(winner, loser.detach(), beta)
 
 
+def _overflows(winner, loser, beta):
+    return -torch.log(torch.sigmoid(-beta * (winner - loser)))
+
+
 def _changes(generator):
-    """Six winners and losers; both carry gradients."""
-    winner, loser = (torch.randn(6, generator=generator).requires_grad_(True) for _ in range(2))
-    return [winner, loser, 0.7]
+    """Eight winners and losers with gradients; the last two lie far apart."""
+    winner, loser = (torch.randn(8, generator=generator) for _ in range(2))
+    winner[6:] += torch.tensor([300.0, -300.0])
+    return [winner.requires_grad_(True), loser.requires_grad_(True), 0.7]
 
 
 # --- 34.3: both comparisons of a pair
@@ -97,6 +116,11 @@ def _first_alone(change, beta):
 
 def _one_margin(change, beta):
     return pair_loss(change[0, 0] + change[1, 1], change[1, 0] + change[0, 1], beta)
+
+
+def _two_means(change, beta):
+    right, wrong = change[0, 0] + change[1, 1], change[1, 0] + change[0, 1]
+    return pair_loss(right / 2, wrong / 2, beta)
 
 
 def _added(change, beta):
@@ -143,24 +167,50 @@ def _shifted(generator):
     return [change + 3 * change[:, :1].roll(1, 0) + 5 * change[:1].roll(1, 1)]
 
 
-# --- 34.5: the misprint of equation 8
+# --- 34.5: the table of errors
 
 
-def printed_loss(change, beta):
-    """Mean of two comparisons: changes [2, 2, B] (picture, text) -> [B]."""
-    first = -F.logsigmoid(-beta * (change[0, 0] - change[1, 0]))
-    second = -F.logsigmoid(-beta * (change[1, 1] - change[0, 1]))
-    return (first + second) / 2
+def table_of_errors(predict, pictures, noise, signal):
+    """Pictures [2, B, D], noise [B, D], signal [B] -> errors [2, 2, B] (picture, text)."""
+    rows = []
+    for picture in pictures:
+        noisy = signal.sqrt()[:, None] * picture + (1 - signal).sqrt()[:, None] * noise
+        guesses = [predict(noisy, j) for j in (0, 1)]
+        rows.append(torch.stack([(guess - noise).square().mean(1) for guess in guesses]))
+    return torch.stack(rows)
 
 
-def _as_printed(change, beta):
-    return _misprint(change, beta)
+def _text_first(predict, pictures, noise, signal):
+    return table_of_errors(predict, pictures, noise, signal).transpose(0, 1)
 
 
-def _winner_too(change, beta):
-    first = -F.logsigmoid(-beta * (change[0, 0] - change[1, 0]))
-    second = -F.logsigmoid(-beta * (change[0, 1] - change[1, 1]))
-    return (first + second) / 2
+def _sums(predict, pictures, noise, signal):
+    return table_of_errors(predict, pictures, noise, signal) * noise.shape[1]
+
+
+def _shares(predict, pictures, noise, signal):
+    return table_of_errors(predict, pictures, noise, signal.square())
+
+
+def _guess_the_picture(predict, pictures, noise, signal):
+    rows = []
+    for picture in pictures:
+        noisy = signal.sqrt()[:, None] * picture + (1 - signal).sqrt()[:, None] * noise
+        rows.append(torch.stack([(predict(noisy, j) - picture).square().mean(1) for j in (0, 1)]))
+    return torch.stack(rows)
+
+
+def _own_text_alone(predict, pictures, noise, signal):
+    own = [table_of_errors(predict, pictures, noise, signal)[i, i] for i in (0, 1)]
+    return torch.stack([torch.stack([row, row]) for row in own])
+
+
+def _guessing(generator):
+    """A guess that listens to its text, and three pairs of pictures of five numbers."""
+    pull = torch.randn(2, 5, generator=generator)
+    pictures = torch.randn(2, 3, 5, generator=generator)
+    noise, signal = torch.randn(3, 5, generator=generator), torch.rand(3, generator=generator)
+    return [lambda noisy, j: torch.tanh(noisy) + pull[j], pictures, noise, signal]
 
 
 # --- 34.6: a model of tokens
@@ -184,6 +234,10 @@ def _attached(new, reference, image):
     return (reference - new).gather(-1, image[..., None])[..., 0].sum(-1)
 
 
+def _normalized_again(new, reference, image):
+    return token_change(new.log_softmax(-1), reference, image)
+
+
 def _all_values(new, reference, image):
     return (reference.detach() - new).sum((-1, -2))
 
@@ -196,7 +250,7 @@ def _token_model(generator):
 
 
 EXERCISES = {
-    "34.1": wb.Exercise(
+    "34.1": Mask(
         reference=accepted,
         inputs=_tables,
         minutes=5,
@@ -223,6 +277,7 @@ EXERCISES = {
             "take the logarithm of the logistic function": _chance,
             "beta scales the margin, inside the logistic function": _outside,
             "the loser learns as well: do not detach it": _frozen_loser,
+            "the logarithm of a sigmoid that rounds to 0 is infinite: F.logsigmoid": _overflows,
         },
         hints=[
             "`F.logsigmoid(z)` is the logarithm of the logistic function. When should z grow?",
@@ -239,6 +294,7 @@ EXERCISES = {
             "this is the misprint of equation 8: the second loser is picture 1 under text 2": _misprint,
             "the pair has a second comparison, under text 2": _first_alone,
             "two comparisons, each with a logistic function of its own": _one_margin,
+            "take the mean of two losses, not the loss of two means": _two_means,
             "take the mean of both, not the sum": _added,
             "under text 2 it is picture 2 that wins": _picture_1_always,
         },
@@ -261,15 +317,21 @@ EXERCISES = {
         hints=["Add a number to both entries of a row. Which combination does not change?"],
     ),
     "34.5": wb.Exercise(
-        reference=printed_loss,
-        inputs=_table,
-        minutes=5,
-        difficulty=2,
+        reference=table_of_errors,
+        inputs=_guessing,
+        minutes=10,
+        difficulty=3,
         wrong={
-            "nothing has changed yet: picture 2 still competes with itself": _as_printed,
-            "the winner was right: under text 2 picture 2 should win": _winner_too,
+            "the first index is the picture, the second the text": _text_first,
+            "an error is a mean over entries, not a sum": _sums,
+            "the signal share enters as a square root": _shares,
+            "the model guesses the noise, not the picture": _guess_the_picture,
+            "each picture is looked at under both texts": _own_text_alone,
         },
-        hints=["Under which text does the second comparison take place, and who competes there?"],
+        hints=[
+            "Two loops: pictures outside, texts inside. The noisy picture belongs to the outer one.",
+            "`signal.sqrt()[:, None]` multiplies the rows of a [B, D] tensor.",
+        ],
     ),
     "34.6": wb.Exercise(
         reference=token_change,
@@ -281,6 +343,7 @@ EXERCISES = {
             "the log-likelihood of an image is the sum over its tokens": _mean_token,
             "the frozen model gets no gradient: detach it": _attached,
             "only the values that the image holds count: gather them": _all_values,
+            "these are log-probabilities already: no second log_softmax": _normalized_again,
         },
         hints=["`table.gather(-1, image[..., None])[..., 0]` picks one value for each token."],
     ),
@@ -302,26 +365,26 @@ QUIZZES = {
     "34.q2": wb.Quiz(
         "The loss of cross-validation falls. Must the errors of the right combinations fall?",
         [
-            "yes: the winner's error is in the loss",
-            "no: only differences are in the loss",
-            "yes, or the reference would hold them back",
-            "no: right combinations carry no gradient",
+            "yes: the winner's error stands in the loss, and its slope is positive",
+            "no: wrong combinations may rise faster than right ones",
+            "yes: the frozen reference does not let right combinations rise",
+            "no: what belongs to a right combination cancels in the sum",
         ],
         1,
         "A loss of differences also falls when wrong combinations rise faster than right "
         "ones. Section 9 looks at all four.",
     ),
     "34.q3": wb.Quiz(
-        "Add f(y) to the change of picture y under both texts. What does the text-contrast loss "
-        "do, and why does it matter for a generator?",
+        "Add f(y) to the change of picture y under both texts. Which loss changes?",
         [
-            "it falls, so that pictures become likelier for nothing",
-            "it does not change: the model may draw these pictures less and less, unnoticed",
-            "it does not change, and neither does any other loss of the four changes",
-            "it rises, so that pictures stay as they were",
+            "none: what belongs to a picture cancels in both kinds of triples",
+            "the text-contrast loss: it compares for a fixed picture",
+            "the image-contrast loss: its two margins move apart",
+            "both: every margin holds the change of a picture",
         ],
-        1,
-        "f(y) cancels in every comparison of texts: whether the model still draws such "
-        "pictures is nothing that this loss sees. A comparison of pictures sees it.",
+        2,
+        "f(y) stands on both sides of every comparison of texts and cancels. So a model could "
+        "draw such pictures less and less, and the text-contrast loss would not see it. In the "
+        "image-contrast loss one margin grows, the other shrinks, and the loss is larger.",
     ),
 }

@@ -5,9 +5,7 @@ from rlgenkit._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "advantages": (
-            "PromptTracker batch_advantages group_advantages group_moments nonzero_rows"
-        ),
+        "advantages": ("PromptTracker batch_advantages group_advantages group_moments"),
         "ema": "Ema",
         "games": "group_win_rates win_rates",
         "losses": (
@@ -16,11 +14,8 @@ __getattr__, __dir__, __all__ = lazy(
             "velocity_mse"
         ),
         "pareto": "dominance hypervolume pareto_mask pareto_weights",
-        "regression": (
-            "nft_optimality nft_terms preference_denoising_terms rwr_weights "
-            "weighted_denoising_loss"
-        ),
-        "selection": "best_of_group best_of_k",
+        "regression": ("nft_terms preference_denoising_terms rwr_weights weighted_denoising_loss"),
+        "selection": "best_of_k",
         "tabular": "potential_shaping",
         "tokens": "dpo_loss masked_mean rewards_to_go rloo_advantages token_policy_loss whiten",
         "updates": "Replay make_optimizer policy_gradient_update policy_update",

@@ -60,11 +60,6 @@ def _finished(advantages: Tensor, clamp: float | None, like: Tensor | Scores) ->
     return advantages.float().to(like.device)
 
 
-def nonzero_rows(advantages: Tensor) -> Tensor:
-    """Long: rows worth a forward pass; groups without variance carry no policy gradient."""
-    return advantages.nonzero().flatten()
-
-
 class PromptTracker:
     """Running per-prompt reward statistics (the tracker of DDPO's code).
 

@@ -55,14 +55,6 @@ def preference_denoising_terms(
     return -torch.nn.functional.logsigmoid(-beta * (winner.float() - sign * loser.float()))
 
 
-def nft_optimality(advantages: Tensor, clip: float = 5.0) -> Tensor:
-    """Optimality probability r = clip(A / (2 clip) + 1/2, 0, 1) from finite group advantages [B]."""
-    if not clip > 0:
-        raise ValueError(f"clip must be > 0, got {clip}")
-    checked(advantages)
-    return (advantages / (2 * clip) + 0.5).clamp(0, 1)
-
-
 def nft_terms(
     velocity: Tensor,
     old_velocity: Tensor,

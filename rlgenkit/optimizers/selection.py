@@ -34,13 +34,6 @@ def best_of_k(
     return rows[place - begin < keep]
 
 
-def best_of_group(
-    values: Tensor, groups: Tensor, k: int = 1, valid: Tensor | None = None
-) -> Tensor:
-    """`best_of_k` in another order of arguments."""
-    return best_of_k(values, groups, valid, keep=k)
-
-
 def _falling(scores: Tensor | Scores, groups: Tensor, valid: Tensor | None) -> Tensor:
     """The valid rows by falling score; equal scores in the order of rows."""
     values, mask = checked(scores, valid)

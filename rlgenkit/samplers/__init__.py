@@ -16,8 +16,6 @@ __getattr__, __dir__, __all__ = lazy(
             "StepTable consistency_table consistency_table_from_scheduler ddim_table "
             "ddim_table_from_scheduler flow_sigmas flow_table sigmas_from_scheduler windowed"
         ),
-        "windows": (
-            "acting_steps exact_variances gaussian_velocity_slope random_window residual_noise"
-        ),
+        "windows": "acting_steps random_window",
     },
 )

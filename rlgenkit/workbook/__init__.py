@@ -24,8 +24,7 @@ __getattr__, __dir__, __all__ = lazy(
         "ledger": "claims_preview claims_table",
         "parameters": "Declaration Parameters check_overrides declared parameters",
         "plots": (
-            "advantage_map bars before_after frontier heat_map image_grid lines ridge scatter "
-            "strip three_curves"
+            "bars before_after frontier heat_map image_grid lines ridge scatter strip three_curves"
         ),
         "progress": "Progress headless",
         "provenance": "provenance",

@@ -179,14 +179,6 @@ def heat_map(
     )
 
 
-def advantage_map(advantages: Array, prompts: Sequence[str]) -> Picture:
-    """Signed heat map of advantages [prompts, samples]."""
-    x = _array(advantages)
-    names = [str(i + 1) for i in range(x.shape[1])]
-    picture = heat_map(x, list(prompts), names, "sample", "prompt", signed=True)
-    return Picture(picture.figure, f"Advantages: {(x > 0).mean():.0%} positive. {picture.alt}")
-
-
 @styled
 def frontier(
     points: Mapping[str, tuple[Array, Array]],
