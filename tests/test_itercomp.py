@@ -1,5 +1,6 @@
 """IterComp (notebook 35): pairs, losses, the late estimate, rewards and the plane against oracles."""
 
+import contextlib
 import math
 from types import SimpleNamespace
 
@@ -13,7 +14,8 @@ nb = definitions("35")
 known = nb.rank_pairs.__globals__  # what a run would define
 SETTINGS = dict(device="cpu", rank=0, steps=3, chunk=16, batch=6, micro=4, first=2, epochs=3, toys=3)
 known |= {"p": SimpleNamespace(**SETTINGS), "STICKERS": True, "DRAWS": 1.0}
-known |= {"lookers": {"people": None, "checker": None}, "some_prompts": nb.sticker_prompts}
+eyes = worlds.load_reader(worlds.REWARD_READER)
+known |= {"lookers": {"people": None, "eyes": eyes}, "some_prompts": nb.sticker_prompts}
 
 
 def generator(seed=0):
@@ -79,6 +81,16 @@ def test_people_are_a_bradley_terry_crowd():
     assert nb.turned(scores, torch.tensor([[0.5, 0.4, 0.9]])) == 0.5
 
 
+def test_specialists_hear_one_criterion():
+    prompts = worlds.sample_prompts(60, "train", "relation", generator=generator(17))
+    prompts += worlds.sample_prompts(60, "train", "binding", generator=generator(18))
+    found = nb.heard(nb.Member(None, hears=1), prompts, generator(19))
+    changed = [a.text != b.text for a, b in zip(prompts, found)]
+    assert not any(changed[:60]) and 20 < sum(changed[60:]) < 40
+    assert all(a.groups == b.groups for a, b in zip(prompts, found))
+    assert nb.heard(nb.Member(None), prompts, generator(19)) is prompts
+
+
 def test_standing_of_newcomers():
     felt = torch.tensor([[0.9, 0.1, 0.5, 1.0], [0.2, 0.4, 0.3, 0.1]])
     assert nb.standing(felt, -1, None) == pytest.approx((0 + 1) / 2)
@@ -133,21 +145,24 @@ def test_a_reward_learns_its_lists_and_its_head_is_linear():
     kept = [x.clone() for x in net.trunk.stem.parameters()]
     assert not any(x.requires_grad for x in net.parameters())
     with torch.no_grad():
-        test = nb.features_for(net, pictures, asked)
+        seen = nb.seen_in(pictures)
+        for mine, whole in zip(nb.late_layers(net.trunk, *seen), net.trunk(pictures)):
+            torch.testing.assert_close(mine, whole)
+        test = nb.features_for(net, seen, asked)
         bias = net.head(torch.zeros_like(test[:1]))[0, 0]
         torch.testing.assert_close(
-            net(pictures, asked), test @ nb.direction(net) + bias, atol=1e-4, rtol=1e-4
+            net(seen, asked), test @ nb.direction(net) + bias, atol=1e-4, rtol=1e-4
         )
     pairs = torch.tensor([[[0, 1]]]).expand(12, -1, -1)
     known["p"].epochs = 12
     nb.learn(net, nb.in_bytes(shelf), asked, pairs, generator(9))
     with torch.no_grad():
-        lead = net(pictures, asked) - net(pictures.roll(1, 0), asked)
+        lead = net(seen, asked) - net(nb.seen_in(pictures.roll(1, 0)), asked)
     assert (lead > 0).float().mean() > 0.9
     assert all(torch.equal(a, b) for a, b in zip(kept, net.trunk.stem.parameters()))
     assert not any(x.requires_grad for x in net.parameters())
     again = nb.rewards_from([nb.weights_in(net)] * 3)[2]
-    assert torch.equal(again(pictures, asked), net(pictures, asked))
+    assert torch.equal(again(seen, asked), net(seen, asked))
 
 
 def test_an_update_raises_the_rewards_on_the_same_noise():
@@ -165,6 +180,90 @@ def test_an_update_raises_the_rewards_on_the_same_noise():
     assert content["norm"] == 0.0 and content["reward"].shape == (6,)
     copy = nb.new_policy(1, nb.weights_of(policy))
     assert all(torch.equal(a, b) for a, b in zip(copy.parameters, policy.parameters))
+
+
+@pytest.fixture
+def lists(monkeypatch):
+    """Galleries of six captions and four pictures of captions with fewer and fewer right things."""
+    pictures, prompts = scenes("left of", 6)
+    felt = torch.tensor([3.0, 2.0, 1.0, 0.0]).expand(6, -1).clone()
+    shelf = {"pictures": nb.in_bytes(torch.stack([pictures.roll(k, 0) for k in range(4)], 1))}
+    shelf |= {"felt": felt, "latents": torch.arange(4.0).view(1, 4, 1, 1, 1).expand(6, -1, 8, 8, 8)}
+    monkeypatch.setitem(known, "gallery", lambda seed, own_six=False: shelf)
+    monkeypatch.setitem(known, "gallery_prompts", lambda seed: prompts)
+    monkeypatch.setitem(known, "own", lambda prompts: torch.arange(len(prompts)) // 2)
+    return shelf, prompts
+
+
+def test_rivals_follow_the_lists(lists, monkeypatch):
+    """SFT takes the first place; DPO lowers the winner's error against the loser's."""
+    weight = torch.tensor(1.0, requires_grad=True)
+    seen = []
+
+    class Policy:
+        model = None
+
+        def reference(self):
+            return contextlib.nullcontext()
+
+    class Words(list):
+        def repeat(self, times):
+            return self * times
+
+    def errors(policy, latents, words, time, noise):
+        assert len(words) == len(latents) == len(time) == len(noise)
+        seen.append((latents[:, 0, 0, 0], time, noise))
+        return weight * latents[:, 0, 0, 0]  # place 0 to 3; 0 is the best
+
+    monkeypatch.setitem(known, "denoising_errors", errors)
+    monkeypatch.setitem(known, "levels", torch.ones(1000))
+    base = SimpleNamespace(latent_shape=(8, 8, 8))
+    monkeypatch.setitem(known, "base", base)
+    monkeypatch.setattr(models, "embed", lambda base, texts: Words(texts))
+    monkeypatch.setattr(known["p"], "beta", 2.0, raising=False)
+    rows = torch.tensor([4, 0, 2])
+    assert nb.imitation_terms(Policy(), 0, rows, generator(1)).tolist() == [0.0, 0.0, 0.0]
+    loss = nb.comparison_terms(Policy(), 0, rows, generator(2)).mean()
+    (slope,) = torch.autograd.grad(loss, weight)
+    place, time, noise = seen[-1]
+    assert (place[:3] < place[3:]).all()  # the winner stands first
+    assert torch.equal(time[:3], time[3:]) and torch.equal(noise[:3], noise[3:])
+    # a larger weight raises the losers' errors above the winners': the loss falls
+    assert slope < 0
+
+
+def test_permuted_ranks_teach_nothing_and_scales_are_the_gallerys(lists):
+    shelf, prompts = lists
+    known["p"].epochs, asked, right = 12, nb.told(prompts), {}
+    for shuffled in (False, True):
+        nets = [nb.Reward(generator(k)) for k in range(3)]
+        nb.learned(nets, 0, shelf, 0, shuffled, generator(3))
+        seen = nb.seen_in(nb.pixels(shelf["pictures"]).flatten(0, 1))
+        with torch.no_grad():
+            found = nb.standard(nets[0], seen, asked.repeat_interleave(4, 0)).view(6, 4)
+        torch.testing.assert_close(found.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
+        torch.testing.assert_close(found.std(), torch.tensor(1.0), atol=1e-3, rtol=0)
+        right[shuffled] = (found[2:, :1] > found[2:, 1:]).float().mean().item()
+    assert right[False] > 0.85 and right[True] < right[False]
+
+
+def test_newcomers_err_anew_in_each_round(lists, monkeypatch):
+    shelf, prompts = lists
+    monkeypatch.setitem(known, "run", SimpleNamespace(result=lambda name, draw: draw()))
+    base = SimpleNamespace(latent_shape=(8, 8, 8))
+    monkeypatch.setitem(known, "base", base)
+    drawn = []
+
+    def render(policy, many, noise):
+        drawn.append(noise)
+        return noise, torch.zeros(len(many), 3, 64, 64)
+
+    monkeypatch.setitem(known, "render", render)
+    monkeypatch.setitem(known, "score", lambda who, pictures, many: torch.full((len(many),), 0.5))
+    first, second = (nb.grown(shelf, None, 0, "refreshed", number) for number in (1, 2))
+    assert first["felt"].shape == (6, 6) and torch.equal(first["felt"][:, :4], shelf["felt"])
+    assert not (first["felt"][:, 4:] == second["felt"][:, 4:]).any()
+    assert not torch.equal(*drawn)
 
 
 def test_pairs_that_a_judge_orders_rightly():

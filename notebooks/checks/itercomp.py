@@ -132,12 +132,24 @@ def _next_state(denoise, table, noise, m):
     return samplers.step(table, m, x, denoise(x, table.t[m].expand(len(x)))).sample
 
 
+def _state_with_graph(denoise, table, noise, m):
+    x = noise
+    for i in range(m):
+        said = denoise(x, table.t[i].expand(len(x))).detach()
+        x = samplers.step(table, i, x, said).sample
+    return samplers.denoised(table, m, x, denoise(x, table.t[m].expand(len(x))))
+
+
 def _first_time(denoise, table, noise, m):
     x = noise
     with torch.no_grad():
         for i in range(m):
             x = samplers.step(table, i, x, denoise(x, table.t[0].expand(len(x)))).sample
     return samplers.denoised(table, m, x, denoise(x, table.t[m].expand(len(x))))
+
+
+def _one_less(denoise, table, noise, m):
+    return late_estimate(denoise, table, noise, max(0, m - 1))
 
 
 def _small_sampler(generator):
@@ -182,9 +194,19 @@ def _worst_only(R, top):
     return (top - R.amin(0)).clamp(min=0).mean()
 
 
+def _always_two(R, top):
+    return hinge_loss(R, 2.0)
+
+
+def _sum_below_one_top(R, top):
+    return (top - R.sum(0)).clamp(min=0).mean()
+
+
 def _three_rewards(generator):
-    """Rewards of seven pictures around the hinge."""
-    return [(1.5 + 1.5 * torch.randn(3, 7, generator=generator)).requires_grad_(True), 2.0]
+    """Rewards of seven pictures around a hinge of 1, 2 or 3."""
+    top = float(torch.randint(1, 4, (1,), generator=generator))
+    R = top - 0.5 + 1.5 * torch.randn(3, 7, generator=generator)
+    return [R.requires_grad_(True), top]
 
 
 # --- 35.5: insertion
@@ -344,8 +366,10 @@ EXERCISES = {
         difficulty=3,
         wrong={
             "the first m steps must not keep a graph": _whole_graph,
+            "the state keeps a graph too: the whole loop belongs under no_grad": _state_with_graph,
             "the call at step m needs its graph: leave it outside of no_grad": _no_graph,
             "m steps without a graph are the steps 0 to m - 1": _one_more,
+            "take m steps before the call that keeps its graph": _one_less,
             "return the guess of the clean latent, not the next state": _next_state,
             "each step has its own time": _first_time,
         },
@@ -362,6 +386,8 @@ EXERCISES = {
         wrong={
             "a reward beyond the hinge must not pull any more": _no_brake,
             "each reward has a brake of its own; do not add them up before": _joint_brake,
+            "one brake for each reward, not one for their sum": _sum_below_one_top,
+            "the hinge stands where `top` says": _always_two,
             "the sum over rewards, the mean over pictures": _mean_over_rewards,
             "the loss is large where a reward is small": _upside_down,
             "all rewards that are below the hinge pull, not the lowest alone": _worst_only,
@@ -430,29 +456,30 @@ QUIZZES = {
         "what is learned at step m changes them as well.",
     ),
     "35.q2": wb.Quiz(
-        "Between two rounds the rewards learn on, and the proxy curve jumps down at once. What "
-        "does that jump say about the model's pictures?",
+        "Between two rounds the rewards learn on, while the model waits. The proxy of the same "
+        "pictures is then another number. What does that change say about the pictures?",
         [
-            "they have become worse in the eyes of people",
-            "they have left the hinge behind",
-            "nothing: other rewards look at the same pictures",
-            "they lie farther apart than before",
+            "people like them less, or more, than before",
+            "they have passed the hinge, or fallen below it",
+            "another yardstick looks at pictures that have not changed",
+            "they lie farther apart, or closer, than before",
         ],
         2,
         "The policy did not move between the rounds; only who measures did. A proxy can be "
         "compared inside a round.",
     ),
     "35.q3": wb.Quiz(
-        "Suppose a refresh learns for very long. What can get lost from the reward, and what in the "
-        "plane would show it?",
+        "A refresh of the plane never sees pairs of two old points again. Which order may the "
+        "reward lose, and which two arms would have to part if the loss mattered?",
         [
-            "how old pictures compare with new ones; 'blind' would end above 'frozen'",
-            "how old pictures compare with each other; 'all-pairs' would end above 'refreshed'",
-            "the scale of the reward; 'no-hinge' would end above 'frozen'",
-            "how new pictures compare with each other; 'frozen' would end above 'refreshed'",
+            "old against new points; 'blind' and 'frozen'",
+            "old against old points; 'all-pairs' and 'refreshed'",
+            "none, for the scale is fixed; 'no-hinge' and 'frozen'",
+            "new against new points; 'frozen' and 'refreshed'",
         ],
         1,
-        "Pairs of two old pictures are never seen again, so nothing holds their order. The arm that "
-        "learns from all pairs keeps them.",
+        "Nothing holds the order of two old points. If that order mattered for the climb, the arm "
+        "that keeps all pairs would end higher. Where both end level, the climb has left the old "
+        "points behind and does not need their order.",
     ),
 }
