@@ -184,7 +184,7 @@ CASES = {
     "35_itercomp": (published("stable-diffusion-xl-base-1.0"), {
         "eyes": str(ROOT / "data" / "models" / "clip"),
         "judge": str(ROOT / "data" / "models" / "clip"), "prompts": 2, "rounds": 2, "updates": 2,
-        "batch": 3, "micro": 2, "steps": 3, "first": 1, "epochs": 1, "exam": 1, "look": 1,
+        "batch": 3, "micro": 2, "steps": 3, "first": 1, "epochs": 1, "refresh": 1, "exam": 1, "look": 1,
         "every": 1, "rank": 2, "toys": 5, "toy_updates": 3}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
