@@ -189,7 +189,8 @@ def lists(monkeypatch):
     pictures, prompts = scenes("left of", 6)
     felt = torch.tensor([3.0, 2.0, 1.0, 0.0]).expand(6, -1).clone()
     shelf = {"pictures": nb.in_bytes(torch.stack([pictures.roll(k, 0) for k in range(4)], 1))}
-    shelf |= {"felt": felt, "latents": torch.arange(4.0).view(1, 4, 1, 1, 1).expand(6, -1, 8, 8, 8)}
+    shelf |= {"felt": felt, "scores": felt / 3}
+    shelf["latents"] = torch.arange(4.0).view(1, 4, 1, 1, 1).expand(6, -1, 8, 8, 8)
     monkeypatch.setitem(known, "gallery", lambda seed, own_six=False: shelf)
     monkeypatch.setitem(known, "gallery_prompts", lambda seed: prompts)
     monkeypatch.setitem(known, "own", lambda prompts: torch.arange(len(prompts)) // 2)
