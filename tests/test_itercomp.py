@@ -12,7 +12,9 @@ from tests.notebook_code import definitions
 
 nb = definitions("35")
 known = nb.rank_pairs.__globals__  # what a run would define
-SETTINGS = dict(device="cpu", rank=0, steps=3, chunk=16, batch=6, micro=4, first=2, epochs=3, toys=3)
+SETTINGS = dict(
+    device="cpu", rank=0, steps=3, chunk=16, batch=6, micro=4, first=2, epochs=3, toys=3
+)
 known |= {"p": SimpleNamespace(**SETTINGS), "STICKERS": True, "DRAWS": 1.0}
 eyes = worlds.load_reader(worlds.REWARD_READER)
 known |= {"lookers": {"people": None, "eyes": eyes}, "some_prompts": nb.sticker_prompts}
