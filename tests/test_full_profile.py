@@ -194,6 +194,11 @@ CASES = {
         "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
         "batch": 4, "micro": 2, "steps": 2, "every": 1, "look": 4, "exam": 8, "probes": 2,
         "rank": 2, "toys": 5}, None),
+    "35_itercomp": (published("stable-diffusion-xl-base-1.0"), {
+        "eyes": str(ROOT / "data" / "models" / "clip"),
+        "judge": str(ROOT / "data" / "models" / "clip"), "prompts": 2, "rounds": 2, "updates": 2,
+        "batch": 3, "micro": 2, "steps": 3, "first": 1, "epochs": 1, "refresh": 1, "exam": 1, "look": 1,
+        "every": 1, "rank": 2, "toys": 5, "toy_updates": 3}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
         "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,
