@@ -132,7 +132,7 @@ def test_figures_are_drawn_from_the_record_alone(whole, tmp_path):
     assert not list((tmp_path / "again").rglob("*.safetensors"))
 
 
-PICTURES = ("33", "35")  # draw from pictures that are too large for their records
+PICTURES = ("33", "34", "35")  # draw from pictures that are too large for their records
 
 
 def test_a_committed_study_is_redrawn_from_its_record(tmp_path):
