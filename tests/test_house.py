@@ -165,7 +165,7 @@ BUDGET = {
     "worlds": 16600,
     "models": 17600,
     "samplers": 4650,
-    "rewards": 14400,
+    "rewards": 16000,
     "optimizers": 7450,
     "workbook": 30550,
     "commands": 9850,
