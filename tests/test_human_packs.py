@@ -16,6 +16,7 @@ from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.llmbar import LLMBAR, load_llmbar
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.pandalm import PANDALM, load_pandalm
 from rlgenkit.worlds.pccd import PCCD, load_pccd
 from rlgenkit.worlds.reader import READER, load_reader
 from tests.notebook_code import definitions
@@ -53,6 +54,7 @@ PACKS = {
     "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
     "llmbar": (load_llmbar, "pairs.jsonl", LLMBAR, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
+    "pandalm": (load_pandalm, "pairs.jsonl", PANDALM, ()),
     "pccd": (
         load_pccd,
         "critiques.csv",
@@ -75,6 +77,7 @@ NUMBERS = {
     "llmbar": "subset right verdicts",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
+    "pandalm": "labels generators",
     "pccd": "split reviewer overall score_focus vader_composition words_use_of_camera neutral",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
 }
