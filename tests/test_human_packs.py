@@ -19,6 +19,7 @@ from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pa
 from rlgenkit.worlds.pandalm import PANDALM, load_pandalm
 from rlgenkit.worlds.pccd import PCCD, load_pccd
 from rlgenkit.worlds.reader import READER, load_reader
+from rlgenkit.worlds.unigenbench import UNIGENBENCH, load_unigenbench
 from tests.notebook_code import definitions
 
 PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
@@ -61,6 +62,7 @@ PACKS = {
         PCCD,
         ("score_focus", "vader_composition", "neutral"),
     ),
+    "unigenbench": (load_unigenbench, "prompts.jsonl", UNIGENBENCH, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
 NUMBERS = {
@@ -93,6 +95,7 @@ TEXTS = {
     "llmbar": "instruction first second criteria",
     "opinpref": "first second",
     "pccd": "category",
+    "unigenbench": "prompt theme subject points",
     "pairs": "chosen rejected",
 }
 EACH = [(pack, name) for pack, names in NUMBERS.items() for name in names.split()]

@@ -26,5 +26,6 @@ __getattr__, __dir__, __all__ = lazy(
         "scenes": (
             "LOOKS SHAPES SIZE Scene Sticker balance_of render sample_scene sample_scenes with_look"
         ),
+        "unigenbench": "PromptCriteria load_unigenbench",
     },
 )

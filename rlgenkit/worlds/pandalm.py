@@ -23,8 +23,8 @@ class LabeledPairs:
 
     instructions, inputs: N texts each (an input may be empty, and one instruction is); texts: N
     pairs of answers, of which some are empty; labels [N, 3] by the origin's annotators 1 to 3,
-    1.0 = the first is better, 0.0 = the second, 0.5 = a tie; generator Long[N, 2] index into generators, whose
-    order is alphabetic, not one of quality, and never alike in a pair; task Long[N] 0..169, the same
+    1.0 = the first is better, 0.0 = the second, 0.5 = a tie; generator Long[N, 2] index into
+    generators (in the order of the alphabet), never alike in a pair; task Long[N] 0..169, the same
     for pairs of one instruction and input: clusters.
     """
 
