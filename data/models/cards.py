@@ -145,13 +145,15 @@ def card(name: str) -> str:
         if name in ("arithmetic", "vision_language")
         else "diffusers"
     )
-    source = "chains of sums" if name == "arithmetic" else "rendered sticker scenes"
+    source = {"arithmetic": "chains of sums", "few_step": "captions"}.get(
+        name, "rendered sticker scenes"
+    )
     parts = [
         f"---\nlicense: mit\nlibrary_name: {library}\n---",
         f"# {name}",
         what,
         f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
-        "(half precision; load as float32).",
+        f"({'single precision' if name == 'few_step' else 'half precision; load as float32'}).",
         f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
         f"`data/models`, on {source} made on the fly. "
         + (
