@@ -280,6 +280,7 @@ PLACES = {
     "32_d3po": ("model", "judge"),
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
+    "39_tdm_r1": ("model", "student"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
