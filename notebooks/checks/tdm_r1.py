@@ -285,7 +285,7 @@ def _finished(generator):
 
 
 def resting_place(start, samples, advantages, hold):
-    """Lowest point of sum A |m - x|^2 / 2N + hold |m - start|^2 where the advantages sum to 0."""
+    """Lowest point of sum A |z - x|^2 / 2N + hold |z - start|^2 where the advantages sum to 0."""
     return start + (advantages[:, None] * samples).sum(0) / (2 * hold * len(samples))
 
 
@@ -440,13 +440,13 @@ EXERCISES = {
         reference=resting_place, inputs=_group, minutes=10, difficulty=3,
         wrong={
             "good samples pull: the sum of A x has a plus": _away,
-            "the anchor's derivative is 2 h (m - start)": _without_two,
+            "the anchor's derivative is 2 h (z - start)": _without_two,
             "the loss is a mean over N samples": _without_count,
             "the bad half pushes: it has a say as well": _mean_of_good,
-            "the anchor holds m at the start, not at 0": _no_start,
-            "a stronger anchor moves m less": _times_hold,
+            "the anchor holds z at the start, not at 0": _no_start,
+            "a stronger anchor moves z less": _times_hold,
         },
-        hints=["Set the derivative by m to zero. What is left of m in the first part, if the "
+        hints=["Set the derivative by z to zero. What is left of z in the first part, if the "
                "advantages sum to zero?"]),
     "39.7": wb.Exercise(
         reference=fitting_guidance, inputs=_weights, minutes=6, difficulty=2,
