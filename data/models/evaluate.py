@@ -52,7 +52,7 @@ def beside_teacher(
     from .few_step.train import counted_pair, numpy_rng, split_of
 
     draw, prompts = numpy_rng(torch.Generator().manual_seed(77_003)), []
-    while len(prompts) < n // 2:
+    while len(prompts) < n:
         pair = counted_pair(draw)
         prompts += [pair, pair] if split_of(pair) == "test" else []  # two pictures each
     prompts, reader, table = prompts[:n], load_reader(), {}
