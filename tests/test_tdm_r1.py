@@ -63,7 +63,8 @@ def test_group_loss_has_the_gradient_of_bradley_terry():
     advantages = torch.randn(12, generator=seeded(9)).double()
     for group in range(3):
         advantages[groups == group] -= advantages[groups == group].mean()
-    terms = book.surrogate_terms(errors, reference, errors, advantages, groups, beta, 1e9)
+    weights = book.group_weights(advantages, errors, reference, groups, beta)
+    terms = book.surrogate_terms(errors, errors, advantages, weights, 1e9)
     found = torch.autograd.grad(terms.sum() / 4, errors)[0]
     loss = torch.zeros((), dtype=torch.double)
     for group in range(3):
@@ -82,8 +83,8 @@ def test_group_loss_has_the_gradient_of_bradley_terry():
 def test_what_has_moved_far_enough_is_silent(advantage, moved, silent):
     before = torch.ones(2)
     errors = (before + torch.tensor([moved, 0.0])).requires_grad_(True)
-    terms = book.surrogate_terms(errors, before, before, torch.tensor([advantage, -advantage]),
-                                 torch.zeros(2, dtype=torch.long), 1.0, 0.05)  # fmt: skip
+    advantages, weights = torch.tensor([advantage, -advantage]), torch.full((2,), 0.5)
+    terms = book.surrogate_terms(errors, before, advantages, weights, 0.05)
     slope = torch.autograd.grad(terms.sum(), errors)[0]
     assert (slope[0].item() == 0) is silent and slope[1].item() != 0
 

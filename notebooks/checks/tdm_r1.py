@@ -110,95 +110,121 @@ def _added_state(state, level, later, noise):
     return velocity_target(state, level, later, noise) + 2 * state / _per_row(1 - level, state)
 
 
-# --- 39.3: the group loss
+# --- 39.3: the weight of a group
 
 
-def _group_weights(advantages, errors, reference, groups, beta):
+def group_weights(advantages, errors, reference, groups, beta):
+    """sigmoid(beta * group mean of A (e - e_ref)) of each sample's group, no gradient: [B]."""
     gap = (advantages * (errors - reference)).detach()
     count = torch.bincount(groups).to(gap)
     mean = torch.zeros_like(count).index_add(0, groups, gap) / count
     return torch.sigmoid(beta * mean)[groups]
 
 
-def surrogate_terms(errors, reference, old, advantages, groups, beta, clip):
-    """Errors of surrogate, reference and old weights [B], advantages [B], Long[B] -> terms [B]."""
-    ratio = (old - errors).detach().exp()
-    far_good = (advantages > 0) & (ratio > 1 + clip)
-    far_bad = (advantages < 0) & (ratio < 1 - clip)
-    weights = _group_weights(advantages, errors, reference, groups, beta)
-    return torch.where(far_good | far_bad, 0.0, weights * advantages * errors)
+def _agreement(advantages, errors, reference, groups, beta):
+    return group_weights(advantages, reference, errors, groups, beta)
 
 
-def _weighted(weights, errors, old, advantages, clip, ratio=None):
-    ratio = (old - errors).detach().exp() if ratio is None else ratio
+def _whole_batch(advantages, errors, reference, groups, beta):
+    return group_weights(advantages, errors, reference, torch.zeros_like(groups), beta)
+
+
+def _each_alone(advantages, errors, reference, groups, beta):
+    return torch.sigmoid(beta * (advantages * (errors - reference)).detach())
+
+
+def _sum_of_group(advantages, errors, reference, groups, beta):
+    gap = (advantages * (errors - reference)).detach()
+    total = torch.zeros(int(groups.max()) + 1).index_add(0, groups, gap)
+    return torch.sigmoid(beta * total)[groups]
+
+
+def _no_reference(advantages, errors, reference, groups, beta):
+    return group_weights(advantages, errors, torch.zeros_like(reference), groups, beta)
+
+
+def _no_advantage(advantages, errors, reference, groups, beta):
+    return group_weights(torch.ones_like(advantages), errors, reference, groups, beta)
+
+
+def _no_beta(advantages, errors, reference, groups, beta):
+    return group_weights(advantages, errors, reference, groups, 1.0)
+
+
+def _attached(advantages, errors, reference, groups, beta):
+    gap = advantages * (errors - reference)
+    count = torch.bincount(groups).to(gap)
+    mean = torch.zeros_like(count).index_add(0, groups, gap) / count
+    return torch.sigmoid(beta * mean)[groups]
+
+
+def _uneven_groups(generator):
+    """Advantages, errors (with gradient) and reference [8], groups of five and three."""
+    errors = (1 + 0.3 * torch.randn(8, generator=generator)).requires_grad_(True)
+    reference = 1 + 0.3 * torch.randn(8, generator=generator)
+    groups = torch.tensor([0, 1, 0, 0, 1, 0, 1, 0])
+    return [torch.randn(8, generator=generator), errors, reference, groups, 4.0]
+
+
+# --- 39.4: the terms of the group loss
+
+
+def surrogate_terms(errors, old, advantages, weights, clip):
+    """Errors under new and old weights, advantages, group weights [B] -> terms [B]."""
+    return _silenced(errors, advantages, weights, (old - errors).detach().exp(), clip)
+
+
+def _silenced(errors, advantages, weights, ratio, clip):
     far = (advantages > 0) & (ratio > 1 + clip) | (advantages < 0) & (ratio < 1 - clip)
     return torch.where(far, 0.0, weights * advantages * errors)
 
 
-def _agreement(errors, reference, old, advantages, groups, beta, clip):
-    weights = 1 - _group_weights(advantages, errors, reference, groups, beta)
-    return _weighted(weights, errors, old, advantages, clip)
+def _minus(errors, old, advantages, weights, clip):
+    return -surrogate_terms(errors, old, advantages, weights, clip)
 
 
-def _minus(errors, reference, old, advantages, groups, beta, clip):
-    return -surrogate_terms(errors, reference, old, advantages, groups, beta, clip)
-
-
-def _never_silent(errors, reference, old, advantages, groups, beta, clip):
-    weights = _group_weights(advantages, errors, reference, groups, beta)
+def _never_silent(errors, old, advantages, weights, clip):
     return weights * advantages * errors
 
 
-def _turned_ratio(errors, reference, old, advantages, groups, beta, clip):
-    weights = _group_weights(advantages, errors, reference, groups, beta)
-    return _weighted(weights, errors, old, advantages, clip, (errors - old).detach().exp())
+def _turned_ratio(errors, old, advantages, weights, clip):
+    return _silenced(errors, advantages, weights, (errors - old).detach().exp(), clip)
 
 
-def _both_sides(errors, reference, old, advantages, groups, beta, clip):
-    weights = _group_weights(advantages, errors, reference, groups, beta)
+def _both_sides(errors, old, advantages, weights, clip):
     ratio = (old - errors).detach().exp()
     return torch.where((ratio - 1).abs() > clip, 0.0, weights * advantages * errors)
 
 
-def _one_weight(errors, reference, old, advantages, groups, beta, clip):
-    weights = _group_weights(advantages, errors, reference, torch.zeros_like(groups), beta)
-    return _weighted(weights, errors, old, advantages, clip)
+def _swapped_sides(errors, old, advantages, weights, clip):
+    ratio = (old - errors).detach().exp()
+    far = (advantages > 0) & (ratio < 1 - clip) | (advantages < 0) & (ratio > 1 + clip)
+    return torch.where(far, 0.0, weights * advantages * errors)
 
 
-def _no_weight(errors, reference, old, advantages, groups, beta, clip):
-    return _weighted(torch.ones_like(errors), errors, old, advantages, clip)
+def _no_weight(errors, old, advantages, weights, clip):
+    return surrogate_terms(errors, old, advantages, torch.ones_like(weights), clip)
 
 
-def _against_old(errors, reference, old, advantages, groups, beta, clip):
-    weights = _group_weights(advantages, errors, old, groups, beta)
-    return _weighted(weights, errors, old, advantages, clip)
+def _size_of_advantage(errors, old, advantages, weights, clip):
+    ratio = (old - errors).detach().exp()
+    return _silenced(errors, advantages, weights, ratio, clip) * advantages.sign()
 
 
-def _own_reference(errors, reference, old, advantages, groups, beta, clip):
-    ratio = (reference - errors).detach().exp()
-    weights = _group_weights(advantages, errors, reference, groups, beta)
-    return _weighted(weights, errors, old, advantages, clip, ratio)
+def _held(errors, old, advantages, weights, clip):
+    near = errors.clamp(min=old - clip, max=old + clip)
+    return weights * advantages * near
 
 
-def _attached(errors, reference, old, advantages, groups, beta, clip):
-    gap = advantages * (errors - reference)
-    count = torch.bincount(groups).to(gap)
-    mean = torch.zeros_like(count).index_add(0, groups, gap) / count
-    weights = torch.sigmoid(beta * mean)[groups]
-    return _weighted(weights, errors, old, advantages, clip)
+def _moved_errors(generator):
+    """Errors with gradient, old ones nearby, advantages of both signs, weights in 0..1."""
+    errors = (1 + 0.3 * torch.randn(10, generator=generator)).requires_grad_(True)
+    old = errors.detach() + 0.15 * torch.randn(10, generator=generator)
+    advantages = torch.randn(10, generator=generator)
+    return [errors, old, advantages, torch.rand(10, generator=generator), 0.05]
 
 
-def _two_groups(generator):
-    """Errors around 1, two groups that do not lie side by side, a sharp weight."""
-    errors = 1 + 0.3 * torch.randn(8, generator=generator)
-    reference = errors + 0.3 * torch.randn(8, generator=generator)
-    old = errors + 0.1 * torch.randn(8, generator=generator)
-    advantages = torch.randn(8, generator=generator)
-    errors.requires_grad_(True)
-    return [errors, reference, old, advantages, torch.arange(8) % 2, 4.0, 0.05]
-
-
-# --- 39.4: the pull
+# --- 39.5: the pull
 
 
 def pulled_terms(guess, pull, size):
@@ -243,42 +269,6 @@ def _of_rows(generator):
     guess, pull = (torch.randn(3, 2, 2, generator=generator) for _ in range(2))
     size = 0.5 + torch.rand(3, generator=generator)
     return [x.requires_grad_(True) for x in (guess, pull, size)]
-
-
-# --- 39.5: what is open at a state
-
-
-def open_share(finished):
-    """Rewards [states, completions] -> mean variance within a state over the whole variance."""
-    return finished.var(1, correction=0).mean() / finished.var(correction=0)
-
-
-def _decided(finished):
-    return finished.mean(1).var(correction=0) / finished.var(correction=0)
-
-
-def _across(finished):
-    return finished.var(0, correction=0).mean() / finished.var(correction=0)
-
-
-def _sample_variance(finished):
-    return finished.var(1).mean() / finished.var()
-
-
-def _deviations(finished):
-    return finished.std(1, correction=0).mean() / finished.std(correction=0)
-
-
-def _absolute(finished):
-    return finished.var(1, correction=0).mean()
-
-
-def _finished(generator):
-    """Rewards of some states with several completions each, in two different numbers."""
-    states, completions = ((5, 8), (9, 3))[int(torch.randint(2, (1,), generator=generator))]
-    chance = torch.rand(states, 1, generator=generator)
-    noise = torch.randn(states, completions, generator=generator)
-    return [chance + 0.4 * noise]
 
 
 # --- 39.6: where the direct loss leads
@@ -397,24 +387,37 @@ EXERCISES = {
         hints=["keep and width depend on `later`; state and noise do not.",
                "d width = (later - keep level^2 d keep) / width, with d keep = -1 / (1 - level)."]),
     "39.3": wb.Exercise(
-        reference=surrogate_terms, inputs=_two_groups, minutes=12, difficulty=3,
+        reference=group_weights, inputs=_uneven_groups, minutes=8, difficulty=2,
         wrong={
-            "disagreement gets *more* weight: sigmoid, not one minus it": _agreement,
+            "disagreement gets *more* weight: errors less those of the reference": _agreement,
+            "the mean is over the sample's group, not over the batch": _whole_batch,
+            "a weight is one number for the whole group": _each_alone,
+            "the mean over a group, not its sum": _sum_of_group,
+            "an error counts against that of the reference": _no_reference,
+            "the advantages are missing": _no_advantage,
+            "beta is missing": _no_beta,
+            "the weight is data: no gradient through it": _attached,
+        },
+        hints=["First A (e - e_ref), then its mean within each group.",
+               "`index_add` sums by group, `bincount` counts; `[groups]` gives each its own."]),
+    "39.4": wb.Exercise(
+        reference=surrogate_terms, inputs=_moved_errors, minutes=10, difficulty=3,
+        wrong={
             "a good sample is to be denoised better: its error counts positively in a loss":
                 _minus,
             "terms that have moved far enough are silenced": _never_silent,
             "the ratio is exp(old - errors): above 1 where the error has fallen": _turned_ratio,
             "a term that moved the wrong way is not silenced: mind the sign of the advantage":
                 _both_sides,
-            "the weight belongs to a group, not to the batch": _one_weight,
+            "silence what has moved the *right* way: good and better, bad and worse":
+                _swapped_sides,
             "the weight is missing": _no_weight,
-            "the weight compares with the reference, not with the old weights": _against_old,
-            "the ratio compares with the old weights, not with the reference": _own_reference,
-            "the weight is data: no gradient through it": _attached,
+            "a bad sample subtracts its error: the advantage keeps its sign": _size_of_advantage,
+            "a silenced term is 0, not held at the edge": _held,
         },
-        hints=["`group_weights` is given: call it with the reference.",
+        hints=["The ratio has no gradient; it only decides who is silent.",
                "Two masks: good and better by more than the range; bad and worse by more."]),
-    "39.4": wb.Exercise(
+    "39.5": wb.Exercise(
         reference=pulled_terms, inputs=_of_rows, minutes=6, difficulty=2,
         wrong={
             "the goal is data: detach it, or the gradient cancels": _no_detach,
@@ -426,16 +429,6 @@ EXERCISES = {
             "the mean over a latent's numbers, not the sum": _summed,
         },
         hints=["Write down the goal first, and detach it.", "`flatten(1)` leaves a row a sample."]),
-    "39.5": wb.Exercise(
-        reference=open_share, inputs=_finished, minutes=6, difficulty=2,
-        wrong={
-            "that is the share which the state decides; the open one is what is left": _decided,
-            "completions of one state lie in a row": _across,
-            "population variances: divide by n": _sample_variance,
-            "shares are of variances, not of deviations": _deviations,
-            "divide by the variance of all rewards": _absolute,
-        },
-        hints=["A variance for every row, then their mean."]),
     "39.6": wb.Exercise(
         reference=resting_place, inputs=_group, minutes=10, difficulty=3,
         wrong={
