@@ -408,9 +408,9 @@ def test_a_round_of_the_plane_compares_within_runs(plane, monkeypatch, kind):
     recipe = book.Recipe(stochastic=kind == "stochastic")
     found = book.plane_round(networks, None, None, recipe, 0, seeded(4), kind == "sham")
     (picked,) = seen
-    assert found.shape == (2, 3) and picked.groups.tolist() == [0] * 64 + [1] * 64 + [2] * 64
-    for run in range(3):
-        assert picked.advantages[picked.groups == run].mean().abs() < 1e-4
+    assert found.shape == (2, 3) and picked.groups.tolist() == [i // 16 for i in range(192)]
+    for group in range(12):
+        assert picked.advantages[picked.groups == group].mean().abs() < 1e-4
     if kind != "stochastic":
         expected = picked.state - picked.now[:, None] * networks["student"](
             picked.state, picked.now
@@ -421,4 +421,4 @@ def test_a_round_of_the_plane_compares_within_runs(plane, monkeypatch, kind):
     good = book.in_region(picked.moved) > 0
     if kind == "" and last.any():
         assert (picked.advantages[last & good] > 0).all()
-        assert (picked.advantages[last & ~good] < 0).all()
+        assert (picked.advantages[last & ~good] <= 0).all()
