@@ -281,9 +281,11 @@ PLACES = {
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
     "39_tdm_r1": ("model", "student"),
+    "38_adv_grpo": ("model", "stronger", "proxy", "backbone", "judge"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
+SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 

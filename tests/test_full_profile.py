@@ -129,6 +129,21 @@ def painter_and_eyes(folder):
     return {"model": str(folder / "model"), "judge": clip, "inspector": eyes, "witness": eyes}
 
 
+def painters_and_critics(folder):
+    """Two tiny flow pipelines, a tiny DINOv2, and the small dual encoder as preference and judge."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    for name in ("model", "stronger"):
+        save_published("stable-diffusion-3.5-medium", folder / name)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1}
+    config = Dinov2Config(image_size=32, patch_size=8, **sizes)
+    Dinov2Model(config).save_pretrained(folder / "backbone")
+    clip = str(ROOT / "data" / "models" / "clip")
+    own = {name: str(folder / name) for name in ("model", "stronger", "backbone")}
+    return {**own, "proxy": clip, "judge": clip}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
@@ -172,6 +187,11 @@ CASES = {
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "probes": 4,
         "measured": [2], "chunk": 4, "rank": 4}, None),
+    "34_instructengine": (published("stable-diffusion-v1-5"), {
+        "matcher": str(ROOT / "data" / "models" / "clip"),
+        "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
+        "batch": 4, "micro": 2, "steps": 2, "every": 1, "look": 4, "exam": 8, "probes": 2,
+        "rank": 2, "toys": 5}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
         "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,
@@ -183,6 +203,10 @@ CASES = {
         "iterations": 2, "groups": 2, "group_size": 4, "exam_captions": 2, "exam_every": 1,
         "teacher_steps": 2, "rank": 4, "chunk": 4, "probes": 1, "plane_runs": 2,
         "plane_rounds": 2}, "rapidocr_onnxruntime"),
+    "38_adv_grpo": (painters_and_critics, {
+        "iterations": 2, "look": 1, "n_seeds": 1, "groups": 1, "group_size": 4, "exam_prompts": 2,
+        "train_prompts": 3, "references": 2, "pool": 2, "steps": 4, "exam_steps": 2, "rank": 4,
+        "lessons": 1, "first_lessons": 3, "batch": 4, "small_runs": 2, "small_rounds": 6}, None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),

@@ -39,6 +39,12 @@ PACKS = {
     "vader": (human.load_vader, "sessions.csv", human.VADER, ()),
     "reviews": (definitions("30").load_sentences, "reviews.csv", human.VADER, ()),
     "gsm8k": (load_gsm8k, "solutions.jsonl", GSM8K, ()),
+    "tifa": (
+        definitions("34").load_tifa,
+        "ratings.csv",
+        human.DATA / "human" / "tifa",
+        ("pair_1", "rater_5", "dsg_mplug"),
+    ),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
@@ -52,8 +58,10 @@ NUMBERS = {
     "reviews": "item",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
+    "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
 }
 TEXTS = {
+    "tifa": "model",
     "agiqa": "generator",
     "captions": "caption",
     "geneval prompts": "tag",

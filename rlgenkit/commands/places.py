@@ -26,10 +26,10 @@ def series() -> list[Path]:
     return sorted(p for p in NOTEBOOKS.glob("*.ipynb") if re.match(r"\d\d_", p.name))
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str], shown: list[str] | None = None) -> str:
     """', did you mean X?' where one of `known` is close to `name`, else a list of `known`."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known) or 'none'}"
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(shown or known) or 'none'}"
 
 
 def read(path: Path) -> dict:
@@ -59,7 +59,9 @@ def find(name: str) -> Path:
         stems = {p.stem: p for p in [*series(), TEMPLATE] if p.is_file()}
         hits = [s for s in stems if s == name or s.split("_")[0] == name]
         if not (hits and name):
-            raise InputError(f"There is no notebook {name[:80]!r}; {nearest(name, list(stems))}")
+            numbers = sorted(number for s in stems if (number := s.split("_")[0]))
+            near = nearest(name, list(stems), numbers)
+            raise InputError(f"There is no notebook {name[:80]!r}; {near}")
         path = stems[hits[0]]
     elif not path.is_file():
         raise InputError(f"There is no notebook file {name}.")
