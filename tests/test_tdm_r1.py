@@ -144,7 +144,7 @@ def point_flow(point):
 def toy():
     """Three networks at 0, the teacher at 0, and paths that end at -1 and 1."""
     points = {name: torch.nn.Parameter(torch.zeros(1)) for name in ("student", "surrogate", "fake")}
-    fixed = {"teacher": torch.zeros(1), "free": torch.zeros(1)}
+    fixed = {name: torch.zeros(1) for name in ("teacher", "free", "reference")}
 
     def flows_of(texts):
         flows = {name: point_flow(point) for name, point in {**points, **fixed}.items()}
@@ -219,7 +219,8 @@ def test_a_surrogate_at_the_teacher_pulls_by_its_guidance_only(toy):
     flows = toy.flows_of([""])
     flows["guided surrogate"] = point_flow(torch.ones(1))
     picked = paths_to(toy.ends, GOOD_UP)
-    pulls, guided, learned = book.pulls_on(flows, picked.moved, picked, seeded(1), FREE)
+    guess = picked.guess
+    pulls, guided, learned = book.pulls_on(flows, guess, picked.moved, picked, seeded(1), FREE)
     torch.testing.assert_close(pulls["rl"], torch.ones(64, 1))
     assert pulls["kl"].abs().max() < 1e-5 and guided.abs().max() < 1e-5
     torch.testing.assert_close(learned, torch.ones(64, 1))
@@ -230,6 +231,69 @@ def test_the_direct_loss_moves_the_student_itself(toy, sign):
     recipe = replace(FREE, direct=True, kl=0.0, trained=("student",))
     found = update(toy, paths_to(toy.ends, sign * GOOD_UP), recipe)
     assert sign * found["student"] > 1e-3 and found["surrogate"] == 0
+
+
+def test_without_a_fake_score_the_teacher_pulls_from_the_guess(toy):
+    with torch.no_grad():
+        toy.points["fake"].fill_(9.0)  # nobody asks it
+    picked, recipe = paths_to(toy.ends, GOOD_UP), replace(FREE, faked=False)
+    guess = picked.guess + 0.25
+    pulls, _, _ = book.pulls_on(toy.flows_of(""), guess, picked.moved, picked, seeded(1), recipe)
+    torch.testing.assert_close(pulls["kl"], -guess, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place, stands", [(0.5, True), (-0.5, False)])
+def test_beyond_the_leash_only_what_is_wrong_is_mended(toy, place, stands):
+    """The good paths end at 1: a surrogate at 0.5 is right and goes no further, one at -0.5 is wrong."""
+    with torch.no_grad():
+        toy.points["surrogate"].fill_(place)
+    recipe = replace(FREE, leash=0.01, trained=("surrogate",))
+    flows, old = toy.flows_of(""), optimizers.Ema(toy.nets["surrogate"].parameters)
+    picked = paths_to(toy.ends, GOOD_UP)
+    loss = book.group_loss("surrogate", flows, old, picked, seeded(1), recipe)
+    left = book.group_loss(
+        "surrogate", flows, old, replace(picked, advantages=0 * GOOD_UP), seeded(1), recipe
+    )
+    silenced = (loss - left).abs() < 1e-9
+    assert silenced.float().mean() > 0.6 if stands else silenced.float().mean() < 0.4
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_group_shares_its_noise_or_not(toy, shared):
+    seen, flows = [], toy.flows_of("")
+    flows["reference"] = lambda x, level: seen.append(x) or x
+    same = torch.ones(64, 1)
+    picked = paths_to(same, GOOD_UP)
+    old = optimizers.Ema(toy.nets["surrogate"].parameters)
+    book.group_loss("surrogate", flows, old, picked, seeded(1), replace(FREE, shared=shared))
+    assert (seen[0].unique().numel() == 1) is shared
+
+
+def test_a_moving_reference_is_the_averaged_network(toy):
+    """Old and new weights are equal at first, so the weight is one half wherever the teacher is."""
+    toy.fixed["reference"] = torch.full((1,), 5.0)
+    picked = paths_to(toy.ends, GOOD_UP)
+    old = optimizers.Ema(toy.nets["surrogate"].parameters)
+    found = []
+    for moving in (True, False):
+        recipe = replace(FREE, moving=moving, beta=50.0)
+        loss = book.group_loss("surrogate", toy.flows_of(""), old, picked, seeded(1), recipe)
+        found.append(loss.detach())
+    toy.fixed["reference"] = torch.zeros(1)
+    recipe = replace(FREE, beta=0.0)
+    half = book.group_loss("surrogate", toy.flows_of(""), old, picked, seeded(1), recipe).detach()
+    anchor = 1e-3 * (toy.fixed["reference"] - 5.0).square()
+    assert (found[0] - half).std() < 0.02 + anchor.item() and not torch.allclose(found[0], found[1])
+
+
+def test_edges_of_blurred_pictures_are_wider_however_many_there_are():
+    pictures = torch.zeros(2, 3, 32, 32)
+    pictures[0, :, 8:16, 8:16] = 1
+    pictures[1, :, 8:16, 8:16] = pictures[1, :, 20:28, 4:12] = pictures[1, :, 4:12, 20:28] = 1
+    sharp = book.edge_sharpness(pictures)
+    torch.testing.assert_close(sharp[0], sharp[1], rtol=0.05, atol=0)
+    blurred = book.edge_sharpness(torch.nn.functional.avg_pool2d(pictures, 3, 1, 1))
+    assert (blurred < 0.7 * sharp).all()
 
 
 def test_the_student_never_sees_the_advantages_but_through_the_surrogate(toy):

@@ -211,6 +211,10 @@ def _size_of_advantage(errors, old, advantages, weights, clip):
     return _silenced(errors, advantages, weights, ratio, clip) * advantages.sign()
 
 
+def _no_exp(errors, old, advantages, weights, clip):
+    return _silenced(errors, advantages, weights, 1 + (old - errors).detach(), clip)
+
+
 def _held(errors, old, advantages, weights, clip):
     near = errors.clamp(min=old - clip, max=old + clip)
     return weights * advantages * near
@@ -219,9 +223,9 @@ def _held(errors, old, advantages, weights, clip):
 def _moved_errors(generator):
     """Errors with gradient, old ones nearby, advantages of both signs, weights in 0..1."""
     errors = (1 + 0.3 * torch.randn(10, generator=generator)).requires_grad_(True)
-    old = errors.detach() + 0.15 * torch.randn(10, generator=generator)
+    old = errors.detach() + 0.5 * torch.randn(10, generator=generator)
     advantages = torch.randn(10, generator=generator)
-    return [errors, old, advantages, torch.rand(10, generator=generator), 0.05]
+    return [errors, old, advantages, torch.rand(10, generator=generator), 0.4]
 
 
 # --- 39.5: the pull
@@ -373,7 +377,7 @@ EXERCISES = {
         hints=["First the factor of the clean part, then what noise is there already.",
                "later^2 = (keep level)^2 + width^2."]),
     "39.2": wb.Exercise(
-        reference=velocity_target, inputs=_levels, minutes=12, difficulty=3,
+        reference=velocity_target, inputs=_levels, minutes=6, difficulty=2,
         wrong={
             "noise less state holds for a finished picture only, at level 0": _noise_less_state,
             "the derivative of `keep` is negative, and it is squared and subtracted: the second "
@@ -414,6 +418,7 @@ EXERCISES = {
             "the weight is missing": _no_weight,
             "a bad sample subtracts its error: the advantage keeps its sign": _size_of_advantage,
             "a silenced term is 0, not held at the edge": _held,
+            "the ratio is an exponential: exp(old - errors), not 1 + old - errors": _no_exp,
         },
         hints=["The ratio has no gradient; it only decides who is silent.",
                "Two masks: good and better by more than the range; bad and worse by more."]),
@@ -464,12 +469,12 @@ QUIZZES = {
         "and the teacher without. What is left is guidance: the student got it in distillation, "
         "and the pull keeps it.", holds=_only_guidance),
     "39.q2": wb.Quiz(
-        "In a round the checker finds all pictures right. Which networks are still moved?",
-        ["none of them",
-         "only the fake score",
-         "fake score and student; the surrogate by its anchor alone",
-         "all three, as in any round"],
-        2, "All advantages are 0, so the group loss is gone and its anchor to the teacher is left. "
-        "The pulls on the student need no reward: teacher, fake score and what the surrogate has "
-        "learned before go on."),
+        "In a round the checker finds all pictures right. Which networks does the round still move?",
+        ["none: without differences nothing is learned",
+         "only the fake score, which needs no reward",
+         "fake score and student, and the surrogate a little",
+         "all three, the surrogate by its reward as ever"],
+        2, "All advantages are 0, so of the group loss only the anchor to the teacher is left, and "
+        "the momentum of Adam. The pulls on the student need no reward: teacher, fake score and "
+        "what the surrogate has learned before go on."),
 }
