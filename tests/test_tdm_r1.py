@@ -367,7 +367,7 @@ def test_a_round_hands_over_the_rewards_of_its_own_pictures(monkeypatch, sham):
         path=SimpleNamespace(trajectory=SimpleNamespace(latents=torch.randn(5, 8, 2))),
     )  # fmt: skip
     given = {
-        "p": SimpleNamespace(groups=2, group_size=4, passes=2),
+        "p": SimpleNamespace(groups=2, group_size=4, passes=2, exam_every=3),
         "run": SimpleNamespace(log=lambda step, **values: logged.update(values)),
         "FOUR": SimpleNamespace(sigma=torch.tensor([1, 0.75, 0.5, 0.25, 0])),
         "ask": lambda n, generator: ["a"] * n,
