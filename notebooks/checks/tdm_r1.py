@@ -222,10 +222,10 @@ def _held(errors, old, advantages, weights, clip):
 
 def _moved_errors(generator):
     """Errors with gradient, old ones nearby, advantages of both signs, weights in 0..1."""
-    errors = (1 + 0.3 * torch.randn(10, generator=generator)).requires_grad_(True)
-    old = errors.detach() + 0.5 * torch.randn(10, generator=generator)
-    advantages = torch.randn(10, generator=generator)
-    return [errors, old, advantages, torch.rand(10, generator=generator), 0.4]
+    errors = (1 + 0.3 * torch.randn(60, generator=generator)).requires_grad_(True)
+    old = errors.detach() + 0.5 * torch.randn(60, generator=generator)
+    advantages = torch.randn(60, generator=generator)
+    return [errors, old, advantages, torch.rand(60, generator=generator), 0.4]
 
 
 # --- 39.5: the pull
