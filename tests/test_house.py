@@ -170,7 +170,7 @@ BUDGET = {
     "workbook": 30550,
     "commands": 9700,
     "ci": 14050,
-    "data": 25200,
+    "data": 25500,
 }
 
 
