@@ -282,6 +282,7 @@ PLACES = {
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
     "39_tdm_r1": ("model", "student"),
     "38_adv_grpo": ("model", "stronger", "proxy", "backbone", "judge"),
+    "40_attrictrl": ("model", "judge"),
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}

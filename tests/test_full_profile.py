@@ -129,6 +129,14 @@ def painter_and_eyes(folder):
     return {"model": str(folder / "model"), "judge": clip, "inspector": eyes, "witness": eyes}
 
 
+def painter_of_small_pictures(folder):
+    """A tiny FLUX, told a size of its latents (else 128), and the small dual encoder."""
+    save_published("flux.1-dev", folder / "model")
+    path = folder / "model" / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 16}))
+    return {"model": str(folder / "model"), "judge": str(ROOT / "data" / "models" / "clip")}
+
+
 def painters_and_critics(folder):
     """Two tiny flow pipelines, a tiny DINOv2, and the small dual encoder as preference and judge."""
     from transformers import Dinov2Config, Dinov2Model
@@ -207,6 +215,10 @@ CASES = {
         "iterations": 2, "look": 1, "n_seeds": 1, "groups": 1, "group_size": 4, "exam_prompts": 2,
         "train_prompts": 3, "references": 2, "pool": 2, "steps": 4, "exam_steps": 2, "rank": 4,
         "lessons": 1, "first_lessons": 3, "batch": 4, "small_runs": 2, "small_rounds": 6}, None),
+    "40_attrictrl": (painter_of_small_pictures, {
+        "updates": 3, "batch": 4, "tokens": 2, "pictures": 24, "prompts": 3, "probed": 2,
+        "every": 2, "steps": 2, "rounds": 1, "copies": 2, "rl_steps": 2, "rank": 2, "chunk": 12},
+        None),
     "50_barfi": (lambda folder: {}, {
         "inner": 5, "outer": 2, "terms": 20, "control_steps": 8, "control_seeds": 1,
         "chain_outer": 2, "episodes": 50, "batches": 3}, None),
