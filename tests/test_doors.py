@@ -278,6 +278,7 @@ PLACES = {
     "30_raft": ("model", "text_model", "judge"),
     "31_rlcm": ("model", "rival", "judge"),
     "32_d3po": ("model", "judge"),
+    "35_itercomp": ("model", "fast", "eyes", "judge"),
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
     "39_tdm_r1": ("model", "student"),
@@ -286,6 +287,7 @@ PLACES = {
 }
 CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
+SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}

@@ -195,11 +195,21 @@ CASES = {
     "31_rlcm": (consistency_and_rival, {
         "horizon": 4, "iterations": 3, "images": 8, "rival_steps": 4, "looks": 8, "probes": 4,
         "measured": [2], "chunk": 4, "rank": 4}, None),
+    "33_seppo": (published("stable-diffusion-v1-5"), {
+        "judge": str(ROOT / "data" / "models" / "clip"),
+        "meter": str(ROOT / "data" / "models" / "clip"), "updates": 2, "every": 1, "winners": 4,
+        "batch": 2, "steps": 3, "rank": 2, "looks": 2, "probes": 1, "small_seeds": 1,
+        "small_updates": 10}, None),
     "34_instructengine": (published("stable-diffusion-v1-5"), {
         "matcher": str(ROOT / "data" / "models" / "clip"),
         "judge": str(ROOT / "data" / "models" / "clip"), "drafts": 96, "pairs": 4, "updates": 2,
         "batch": 4, "micro": 2, "steps": 2, "every": 1, "look": 4, "exam": 8, "probes": 2,
         "rank": 2, "toys": 5}, None),
+    "35_itercomp": (published("stable-diffusion-xl-base-1.0"), {
+        "eyes": str(ROOT / "data" / "models" / "clip"),
+        "judge": str(ROOT / "data" / "models" / "clip"), "prompts": 2, "rounds": 2, "updates": 2,
+        "batch": 3, "micro": 2, "steps": 3, "first": 1, "epochs": 1, "refresh": 1, "exam": 1, "look": 1,
+        "every": 1, "rank": 2, "toys": 5, "toy_updates": 3}, None),
     "36_parrot": (published("stable-diffusion-v1-5"), {
         "judge": str(ROOT / "data" / "models" / "clip"), "iterations": 2, "prompts": 1,
         "copies": 6, "small_steps": 5, "small_seeds": 1, "steps": 3, "trained_steps": 2,

@@ -168,7 +168,7 @@ BUDGET = {
     "rewards": 14400,
     "optimizers": 7450,
     "workbook": 30550,
-    "commands": 9700,
+    "commands": 9850,
     "ci": 14050,
     "data": 25500,
 }

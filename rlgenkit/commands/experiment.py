@@ -38,6 +38,8 @@ def command(args: Namespace) -> int:
         return done.code
     if args.profile == "study" and not args.redraw:
         study.timing(out_dir)
+        if args.jobs > 1 and (twice := study.computed_twice(out_dir)):
+            print(twice, file=sys.stderr)
     tell(done)
     if args.commit:
         publish(notebook, done, args.profile or "default")

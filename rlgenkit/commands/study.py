@@ -7,6 +7,7 @@ give the same bytes.
 """
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 from .places import RESULTS, ROOT, InputError
 
 STUDIES = ROOT / "data" / "studies"
+SEED = re.compile(r"/seed\d+$")
 
 
 def one_thread() -> dict[str, str]:
@@ -76,6 +78,20 @@ def compute_seeds(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def computed_twice(out_dir: Path) -> str:
+    """One sentence on phases of a seed that its process computed and the run for all seeds again;
+    empty where every one was found."""
+    every = [out_dir / "computed.json", *out_dir.glob("workers/*/computed.json")]
+    of_all, *of_shares = [json.loads(p.read_text("utf-8")) if p.is_file() else [] for p in every]
+    twice = sorted(x for x in set(of_all).intersection(sum(of_shares, [])) if SEED.search(x))
+    if not twice:
+        return ""
+    return (
+        f"{len(twice)} phases were computed by the process of their seed and again for all seeds, "
+        f"{twice[0]} for one: they read what another set of seeds changes, as a dict over all seeds."
+    )
 
 
 def _kill_children() -> None:
