@@ -356,8 +356,8 @@ def test_lead_is_positive_where_the_surrogate_ranks_as_the_reward_does(toy):
 # --- a round of pictures
 
 
-@pytest.mark.parametrize("sham", [False, True])
-def test_a_round_hands_over_the_rewards_of_its_own_pictures(monkeypatch, sham):
+@pytest.mark.parametrize("sham, alone", [(False, False), (True, False), (False, True)])
+def test_a_round_hands_over_the_rewards_of_its_own_pictures(monkeypatch, sham, alone):
     seen, logged = [], {}
     scores = torch.tensor([0.0, 0.2, 0.9, 1.0, 0.5, 0.5, 0.5, 0.5])
     groups = torch.arange(8) // 4
@@ -367,7 +367,7 @@ def test_a_round_hands_over_the_rewards_of_its_own_pictures(monkeypatch, sham):
         path=SimpleNamespace(trajectory=SimpleNamespace(latents=torch.randn(5, 8, 2))),
     )  # fmt: skip
     given = {
-        "p": SimpleNamespace(groups=2, group_size=4, passes=2, exam_every=3),
+        "p": SimpleNamespace(groups=2, group_size=4, passes=2, lessons=3, exam_every=3),
         "run": SimpleNamespace(log=lambda step, **values: logged.update(values)),
         "FOUR": SimpleNamespace(sigma=torch.tensor([1, 0.75, 0.5, 0.25, 0])),
         "ask": lambda n, generator: ["a"] * n,
@@ -381,9 +381,10 @@ def test_a_round_hands_over_the_rewards_of_its_own_pictures(monkeypatch, sham):
     for name, value in given.items():
         monkeypatch.setitem(SPACE, name, value)
     team = {"student": SimpleNamespace(sample=lambda prompts, generator, copies: rollout)}
-    book.one_round(3, team, None, None, seeded(5), book.Recipe(), sham)
+    recipe = book.Recipe(trained=("surrogate",)) if alone else book.Recipe()
+    book.one_round(3, team, None, None, seeded(5), recipe, sham)
     wanted = optimizers.group_advantages(scores, groups, "batch")
-    assert [number for _, number in seen] == [6, 7]
+    assert [number for _, number in seen] == ([9, 10, 11] if alone else [9, 10])
     for picked, _ in seen:
         same = torch.allclose(picked.advantages, wanted, atol=1e-5)
         assert same is not sham

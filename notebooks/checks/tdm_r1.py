@@ -459,8 +459,8 @@ EXERCISES = {
 }
 QUIZZES = {
     "39.q1": wb.Quiz(
-        "Nothing has been trained. Where would the surrogate's pull, as the loss uses it, take the "
-        "student's guess?",
+        "Nothing has been trained. Where would the pull of a surrogate with guidance, less the "
+        "teacher without, take the student's guess?",
         ["nowhere: it is zero",
          "toward the caption, as guidance does",
          "toward pictures of high reward",
