@@ -281,6 +281,7 @@ PLACES = {
     "35_itercomp": ("model", "fast", "eyes", "judge"),
     "36_parrot": ("model", "judge"),
     "37_reward_hacking": ("model", "judge", "inspector", "witness"),
+    "39_tdm_r1": ("model", "student"),
     "38_adv_grpo": ("model", "stronger", "proxy", "backbone", "judge"),
     "40_attrictrl": ("model", "judge"),
 }

@@ -110,6 +110,17 @@ def painter_and_writer(folder):
     return {"model": str(folder / "model"), "text_model": str(folder / "writer")}
 
 
+def few_step(folder):
+    """A tiny flow pipeline for `model` and an adapter of it for `student`."""
+    from rlgenkit.models import add_lora, load_policy, save_adapter
+
+    save_published("stable-diffusion-3.5-medium", folder / "model")
+    network = load_policy(folder / "model").network
+    add_lora(network, 2)
+    save_adapter(network, folder / "student")
+    return {"model": str(folder / "model"), "student": str(folder / "student")}
+
+
 def painter_and_eyes(folder):
     """A tiny flow pipeline, the small dual encoder, and a tiny vision-language model that plays two."""
     save_published("stable-diffusion-3.5-medium", folder / "model")
@@ -206,6 +217,10 @@ CASES = {
     "37_reward_hacking": (painter_and_eyes, {
         "iterations": 2, "look": 1, "groups": 1, "group_size": 4, "exam_prompts": 2, "steps": 4,
         "exam_steps": 2, "pool_prompts": 2, "pool": 2, "pairs": 7, "rank": 4}, None),
+    "39_tdm_r1": (few_step, {
+        "iterations": 2, "groups": 2, "group_size": 4, "exam_captions": 2, "exam_every": 1,
+        "teacher_steps": 2, "rank": 4, "chunk": 4, "probes": 1, "plane_runs": 2,
+        "plane_rounds": 2}, "rapidocr_onnxruntime"),
     "38_adv_grpo": (painters_and_critics, {
         "iterations": 2, "look": 1, "n_seeds": 1, "groups": 1, "group_size": 4, "exam_prompts": 2,
         "train_prompts": 3, "references": 2, "pool": 2, "steps": 4, "exam_steps": 2, "rank": 4,

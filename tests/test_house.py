@@ -170,7 +170,7 @@ BUDGET = {
     "workbook": 30550,
     "commands": 9850,
     "ci": 14050,
-    "data": 25250,
+    "data": 27200,
 }
 
 

@@ -14,6 +14,7 @@ ORDER = (
     "autoencoder",
     "reader",
     "flow",
+    "few_step",
     "epsilon",
     "consistency",
     "clip",

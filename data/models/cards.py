@@ -36,6 +36,13 @@ ABOUT = {
         "(latent consistency distillation at a fixed guidance scale, built in).",
         "Sample with guidance 1. Fewer details than its teacher.",
     ),
+    "few_step": (
+        "two LoRA adapters of the flow model's SD3Transformer2DModel",
+        "The flow model distilled to four Euler steps by trajectory distribution matching (TDM, K = 4, guidance 3 "
+        "built in): `student` draws, `fake` is the fake score, which knows the velocity of what the student draws. "
+        "Load `flow`, then `rlgenkit.models.load_adapter(policy.network, folder)`.",
+        'Sample with 4 steps of `samplers.flow_table(4, "ode")` at guidance 1.',
+    ),
     "clip": (
         "CLIPModel",
         "Image-text dual encoder of sticker scenes, a reward model.",
@@ -138,13 +145,15 @@ def card(name: str) -> str:
         if name in ("arithmetic", "vision_language")
         else "diffusers"
     )
-    source = "chains of sums" if name == "arithmetic" else "rendered sticker scenes"
+    source = {"arithmetic": "chains of sums", "few_step": "captions"}.get(
+        name, "rendered sticker scenes"
+    )
     parts = [
         f"---\nlicense: mit\nlibrary_name: {library}\n---",
         f"# {name}",
         what,
         f"Class `{kind}`; {_parameters(folder) / 1e6:.2f} M stored numbers, {size:.1f} MB on disk "
-        "(half precision; load as float32).",
+        f"({'single precision' if name == 'few_step' else 'half precision; load as float32'}).",
         f"**Training.** `python -m rlgenkit models {name}`, seeds fixed in "
         f"`data/models`, on {source} made on the fly. "
         + (
@@ -188,6 +197,13 @@ def card(name: str) -> str:
             f"guidance {record['policy']['guidance']}."
         )
         parts.append(_rows(record["policy_quality"]))
+    if "beside_teacher" in record:
+        parts.append(
+            "**Beside its teacher**, unseen captions of two kinds of things with counts, two pictures each; correct "
+            "is the share of exact answers by the truth meter, sharpness ten times the mean absolute Laplacian of "
+            "luma, diversity the distance of two pictures of one caption."
+        )
+        parts.append(_rows(record["beside_teacher"]))
     if (folder / "samples.png").exists():
         parts.append(
             f"![Grid of pictures drawn by the {name} model, one caption a column](samples.png)"

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ SAMPLING = {
     "flow": {"steps": 20, "guidance": 3.0},
     "epsilon": {"steps": 20, "guidance": 3.0},
     "consistency": {"steps": 4, "guidance": 1.0},
+    "few_step": {"steps": 4, "guidance": 1.0},
 }
 POLICY = {"steps": 6, "guidance": 1.0}  # as notebooks draw what they train: few steps, no guidance
 SHEET = (
@@ -26,6 +28,48 @@ SHEET = (
     "a green tree above a red droplet",
     'the number "3" in red',
 )
+
+
+TEACHER = ((4, 3.0), (10, 3.0), (40, 3.0), (4, 1.0))  # steps and guidance beside the student's four
+
+
+def load(name: str, folder: Path | None = None):
+    """The policy of a model; the few-step student is an adapter of the flow model."""
+    from rlgenkit.models import load_adapter, load_policy
+
+    policy = load_policy(MODELS / ("flow" if name == "few_step" else name))
+    if name == "few_step":
+        load_adapter(policy.network, (folder or MODELS / name) / "student")
+    return policy
+
+
+def beside_teacher(
+    folder: Path | None = None, n: int = 200, teacher: bool = True
+) -> dict[str, dict[str, float]]:
+    """The student in `folder` and its teacher on n unseen captions of counted pairs, by steps."""
+    from rlgenkit.rewards import mean_pairwise_distance, sharpness
+
+    from .few_step.train import counted_pair, numpy_rng, split_of
+
+    draw, prompts = numpy_rng(torch.Generator().manual_seed(77_003)), []
+    while len(prompts) < n:
+        pair = counted_pair(draw)
+        prompts += [pair, pair] if split_of(pair) == "test" else []  # two pictures each
+    prompts, reader, table = prompts[:n], load_reader(), {}
+    groups = torch.arange(len(prompts)) // 2
+    rows = [("student", "few_step", 4, 1.0)]
+    if teacher:
+        rows += [("teacher", "flow", steps, scale) for steps, scale in TEACHER]
+    for label, name, steps, guidance in rows:
+        images = sample(load(name, folder), prompts, steps, guidance, seed=77_004)
+        reading = read(reader, images)
+        found = {k: v.mean() for k, v in check(reading, prompts).items() if not v.isnan().any()}
+        found["sharpness"] = sharpness(images).mean() * 10  # so that three digits say something
+        found["diversity"] = mean_pairwise_distance(reading.features, groups)
+        table[f"{label}, {steps} steps, guidance {guidance:g}"] = {
+            k: round(float(v), 3) for k, v in found.items()
+        }
+    return table
 
 
 def table_for(policy, steps: int):
@@ -66,9 +110,7 @@ def quality(name: str, sampling: dict[str, float], n: int = 500) -> dict[str, di
 
     sampling: steps and guidance, as in SAMPLING.
     """
-    from rlgenkit.models import load_policy
-
-    policy, reader = load_policy(MODELS / name), load_reader()
+    policy, reader = load(name), load_reader()
     generator, table = torch.Generator().manual_seed(77_001), {}
     for split, count in (("test", n), ("heldout", n // 2)):
         prompts = sample_prompts(count, split=split, generator=generator)
@@ -89,11 +131,10 @@ def contact_sheet(name: str) -> None:
     """Save data/models/<name>/samples.png: eight captions, six pictures each."""
     from PIL import Image
 
-    from rlgenkit.models import load_policy
     from rlgenkit.worlds.prompts import parse
 
     prompts = [parse(text) for text in SHEET for _ in range(6)]
-    images = sample(load_policy(MODELS / name), prompts, **SAMPLING[name], seed=7)
+    images = sample(load(name), prompts, **SAMPLING[name], seed=7)
     grid = images.reshape(8, 6, 3, 64, 64).permute(1, 3, 0, 4, 2).reshape(6 * 64, 8 * 64, 3)
     picture = Image.fromarray((grid * 255).round().byte().numpy()).resize(
         (1024, 768), Image.Resampling.LANCZOS
@@ -122,11 +163,11 @@ def readme_sheet(name: str = "flow", rows: int = 4, columns: int = 8) -> None:
     plt.close(figure)
 
 
-def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
+def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency", "few_step")) -> None:
     """Write quality.json, samples.png and README.md beside each generator."""
     from ci import manifest
 
-    manifest.write()  # models are read only as the manifest names them
+    manifest.main([])  # models are read only as the manifest names them
     if "flow" in names:
         readme_sheet()
     for name in names:
@@ -134,7 +175,9 @@ def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
         table = quality(name, SAMPLING[name])
         contact_sheet(name)
         record = {"sampling": SAMPLING[name], "quality": table}
-        if name != "consistency":
+        if name == "few_step":
+            record["beside_teacher"] = beside_teacher()
+        elif name != "consistency":
             record |= {"policy": POLICY, "policy_quality": quality(name, POLICY)}
         (MODELS / name / "quality.json").write_text(json.dumps(record, indent=1))
         print(f"{name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
@@ -144,4 +187,4 @@ def main(names: tuple[str, ...] = ("flow", "epsilon", "consistency")) -> None:
 if __name__ == "__main__":
     import sys
 
-    main(tuple(sys.argv[1:]) or ("flow", "epsilon", "consistency"))
+    main(tuple(sys.argv[1:]) or ("flow", "epsilon", "consistency", "few_step"))

@@ -153,7 +153,7 @@ def measure(folder: Path, n: int = 1000) -> dict[str, dict]:
     from ci import manifest
     from diffusers import AutoencoderDC
 
-    manifest.write()  # models are read only as the manifest names them
+    manifest.main([])  # models are read only as the manifest names them
     vae = AutoencoderDC.from_pretrained(MODELS / "autoencoder", torch_dtype=torch.float32)
     reader, generator = load_reader(folder), torch.Generator().manual_seed(90_001)
     table = {}

@@ -358,7 +358,7 @@ def measure() -> None:
     from ci import manifest
     from rlgenkit.models.vision_language import load_vision_language
 
-    manifest.write()  # models are read only as the manifest names them
+    manifest.main([])  # models are read only as the manifest names them
     folder, began = MODELS / "vision_language", time.perf_counter()
     model, processor = load_vision_language(folder)
     rows = [
