@@ -403,6 +403,14 @@ def test_auc_counts_pairs_within_groups():
     assert math.isnan(book.auc_within(scores, torch.ones(6).bool(), groups))
 
 
+def test_favorites_are_the_highest_scores_of_each_group():
+    scores = torch.tensor([0.9, 0.1, -0.5, -0.2, 0.2, 0.8])
+    right = torch.tensor([True, False, False, True, False, False])
+    groups = torch.tensor([0, 1, 2, 2, 1, 0])
+    # 0: the first picture, right; 1: the fifth, wrong; 2: the fourth, right
+    assert book.favorites_right(scores, right, groups) == pytest.approx(2 / 3)
+
+
 # --- the small world
 
 
