@@ -34,9 +34,7 @@ def _without_one(values):
 
 
 def _per_word(values):
-    return shares_of(values) * (
-        sum(1 + abs(v) if v else 1 for v in values) / max(len(values), 1)
-    )
+    return shares_of(values) * (sum(1 + abs(v) if v else 1 for v in values) / max(len(values), 1))
 
 
 def _other_order(values):
@@ -176,7 +174,6 @@ def _to_zero(means, number, center, strength):
 
 def _not_divided(means, number, center, strength):
     return number * means + strength * center
-
 
 
 def _pictures(generator):
