@@ -114,7 +114,7 @@ def feelings(folder):
     config = RobertaConfig(vocab_size=200, intermediate_size=16, id2label=named, **sizes)
     RobertaForSequenceClassification(config).save_pretrained(folder / "tone")
     clip = str(ROOT / "data" / "models" / "clip")
-    return {"encoder": clip, "tone_model": str(folder / "tone")}
+    return {"encoder": clip, "tone_net": str(folder / "tone")}
 
 
 def painter_and_writer(folder):
