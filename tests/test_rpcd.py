@@ -252,7 +252,7 @@ def test_shams_see_the_same_labels_in_another_order(told, monkeypatch):
     )
     assert arms["critiques"].tolist() == (truth[1:] + 200).tolist()
     assert arms["biased critics"].tolist() == (truth[1:] + 300).tolist()
-    assert arms["one"].tolist() == (truth[1:] + 100).tolist()
+    assert arms["one"].tolist() == arms["plain means"].tolist() == (truth[1:] + 100).tolist()
     for sham, honest in (("looks shuffled", "true looks"), ("critiques shuffled", "critiques")):
         assert sorted(arms[sham].tolist()) == sorted(arms[honest].tolist())
         assert arms[sham].tolist() != arms[honest].tolist()

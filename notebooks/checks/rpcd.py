@@ -82,9 +82,9 @@ def _three(generator):
 
 
 def information(comments):
-    """I = -1/2 log(product of all P): comments as lists of units -> [N].
+    """I = -1/2 log(product of all q): comments as lists of units -> [N].
 
-    P(unit) is the unit's share among all units of its kind in all comments.
+    q(unit): its occurrences over those of all units of its kind, in all comments.
     """
     total = torch.zeros(len(comments))
     for kind in range(2):  # nouns, then pairs
@@ -281,7 +281,7 @@ EXERCISES = {
             "the factor is one half": _whole,
             "a unit that stands twice in a comment counts twice": _types_once,
             "pairs count as well as nouns": _only_nouns,
-            "P is a share among units, not among comments": _by_comments,
+            "q is a share among occurrences of units, not among comments": _by_comments,
             "nouns and pairs have shares of their own": _one_pool,
             "it is a sum: a longer comment tells more": _per_unit,
         },
@@ -336,10 +336,10 @@ QUIZZES = {
     "20.q1": wb.Quiz(
         "The labels of single pictures have an SRCC with the true look of about 0.45. The model "
         "that learns from them is tested on unseen pictures. Its SRCC is ...",
-        ["lower than 0.45: it cannot be better than its labels",
+        ["below 0.45: no model is better than its labels",
          "about 0.45: it reproduces its labels",
-         "it can be higher: errors of labels that pictures do not explain average out",
-         "about 0: nobody gave it a score"],
+         "maybe higher: noise of labels averages out",
+         "about 0: nobody ever gave it a score"],
         2, "Noise in labels that has nothing to do with the picture cannot be learned, and "
         "thousands of pictures average it out. What remains is what critics agree on, right or "
         "wrong, as far as the features show it."),
