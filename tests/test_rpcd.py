@@ -161,6 +161,17 @@ def test_choices_of_comments(told):
     assert sum(NB.HOW_MANY) == pytest.approx(1)
 
 
+def test_six_and_one_are_measured_on_the_same_pictures():
+    """Two pictures without a first comment would ruin both; they count for neither."""
+    truth = torch.arange(8.0)
+    number = torch.tensor([2, 1, 0, 1, 1, 0, 1, 1])
+    means = truth.where(number > 0, 99.0)
+    row, all_there = (means, -means, None, number), (truth, -truth, None, number + 1)
+    told = NB.label_quality({"one": row, "six": all_there, "kept": row}, truth)
+    assert told["one"] == told["six"] == pytest.approx([1, -1])
+    assert told["kept"][0] < 1
+
+
 # --- critics
 
 
