@@ -273,6 +273,7 @@ PLACES = {
     "16_rluf": ("encoder",),
     "17_vpl": ("model",),
     "19_dpa": ("text_model",),
+    "20_rpcd": ("encoder", "tone_net"),
     "22_aes_r1": ("model",),
     "27_critique_rl": ("model",),
     "30_raft": ("model", "text_model", "judge"),
@@ -289,7 +290,7 @@ CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
 SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
-SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
+SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 
@@ -324,6 +325,7 @@ def test_own_names_and_hub_ids_are_left_alone():
     for notebook, place, value in (
         ("01_ddpo", "model", "embedded"),
         ("16_rluf", "encoder", "words"),
+        ("20_rpcd", "tone_net", "lexicon"),
         ("15_opinpref", "encoder", "all-MiniLM-L6-v2"),
         ("19_dpa", "text_model", "smollm2-135m-instruct"),
         ("30_raft", "text_model", "HuggingFaceTB/SmolLM2-135M-Instruct"),

@@ -20,7 +20,7 @@ from data.models.vision_language import train as training
 from rlgenkit.workbook.parameters import declared
 from rlgenkit.worlds import gridworld as grid
 from tests import tiny_pipelines
-from tests.tiny_pipelines import save_language_model, save_published
+from tests.tiny_pipelines import letter_tokenizer, save_language_model, save_published
 
 RECORD = ROOT / "ci" / "full_profile.json"
 
@@ -103,6 +103,20 @@ def writer(folder):
     return {"text_model": str(folder / "writer")}
 
 
+def feelings(folder):
+    """A tiny sentiment classifier of RoBERTa's class and the small dual encoder."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    letter_tokenizer().save_pretrained(folder / "tone")
+    torch.manual_seed(0)
+    named = {0: "negative", 1: "neutral", 2: "positive"}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = RobertaConfig(vocab_size=200, intermediate_size=16, id2label=named, **sizes)
+    RobertaForSequenceClassification(config).save_pretrained(folder / "tone")
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"encoder": clip, "tone_net": str(folder / "tone")}
+
+
 def painter_and_writer(folder):
     """A tiny flow pipeline for `model` and a tiny language model for `text_model`."""
     save_published("stable-diffusion-3.5-medium", folder / "model")
@@ -180,6 +194,8 @@ CASES = {
     "19_dpa": (writer, {
         "iterations": 1, "things": 2, "directions": 1, "n": 2, "labeled": 40, "base": 1, "fit": 1,
         "batch": 4, "new": 6, "judged": 1}, None),
+    "20_rpcd": (feelings, {
+        "train": 60, "test": 20, "pool": 24, "requests": 1, "head_steps": 3}, None),
     "22_aes_r1": (vision_language, {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
     "27_critique_rl": (lambda folder: {}, {
