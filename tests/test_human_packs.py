@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from rlgenkit.worlds import gridworld, human
 from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
+from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
 from rlgenkit.worlds.reader import READER, load_reader
@@ -45,6 +46,9 @@ PACKS = {
         human.DATA / "human" / "tifa",
         ("pair_1", "rater_5", "dsg_mplug"),
     ),
+    "dsg": (load_dsg, "questions.csv", DSG, ()),
+    "dsg prompts": (load_dsg, "prompts.csv", DSG, ()),
+    "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
@@ -56,6 +60,9 @@ NUMBERS = {
     "geneval prompts": "prompt",
     "vader": "batch ratings",
     "reviews": "item",
+    "dsg": "prompt question pali mplug instructblip",
+    "dsg prompts": "prompt",
+    "dsg ratings": "prompt generator rater_1",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
@@ -67,6 +74,8 @@ TEXTS = {
     "geneval prompts": "tag",
     "reviews": "words",
     "gsm8k": "question answer solutions",
+    "dsg": "text",
+    "dsg prompts": "text",
     "opinpref": "first second",
     "pairs": "chosen rejected",
 }
@@ -195,6 +204,14 @@ def test_rows_that_do_not_fit_together_are_refused(tmp_path):
     changed("vader", lambda rows: [{**row, "batch": "1"} for row in rows], "from 0")
     changed("reviews", lambda rows: [{**rows[0], "item": 30}], "column item")
     changed("pairs", lambda rows: [rows[0], {"chosen": "a", "rejected": "a"}], "two different")
+    twice = [*lines_of(DSG / "ratings.csv", 15), lines_of(DSG / "ratings.csv", 1)[0]]
+    changed("dsg ratings", lambda rows: twice, "two rows for one image")
+    changed("dsg prompts", lambda rows: [*rows, rows[0]], "two rows for one prompt")
+    changed("dsg", lambda rows: [rows[1], rows[0], *rows[2:]], "in order from 1")
+    for parents in ("2", "9", "99"):  # itself, and questions that its prompt has not
+        other = {"parents": parents}
+        changed("dsg", lambda rows: [rows[0], {**rows[1], **other}], "other questions of their")
+    changed("dsg", lambda rows: [{**rows[0], "parents": "0"}], "line 2", "column parents")
     folder = tmp_path / "sides"
     folder.mkdir()
     load, path, rows = own("opinpref", folder)

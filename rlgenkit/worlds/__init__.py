@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "annotators": "cyclic_probability prefer preference_probability rate taste",
         "arithmetic": "",
+        "dsg": "CheckedImages dsg_scores load_dsg",
         "gsm8k": "SOLVERS Solutions load_gsm8k",
         "human": (
             "CaptionVotes HumanRatings PhotoVotes TwoRatings load_agiqa load_ava load_captions "
