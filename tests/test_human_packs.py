@@ -14,6 +14,7 @@ from rlgenkit.worlds import gridworld, human
 from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
 from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
+from rlgenkit.worlds.llmbar import LLMBAR, load_llmbar
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
 from rlgenkit.worlds.reader import READER, load_reader
 from tests.notebook_code import definitions
@@ -49,6 +50,7 @@ PACKS = {
     "dsg": (load_dsg, "questions.csv", DSG, ()),
     "dsg prompts": (load_dsg, "prompts.csv", DSG, ()),
     "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
+    "llmbar": (load_llmbar, "pairs.jsonl", LLMBAR, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
@@ -63,6 +65,7 @@ NUMBERS = {
     "dsg": "prompt question pali mplug instructblip",
     "dsg prompts": "prompt",
     "dsg ratings": "prompt generator rater_1",
+    "llmbar": "subset right verdicts",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
@@ -76,6 +79,7 @@ TEXTS = {
     "gsm8k": "question answer solutions",
     "dsg": "text",
     "dsg prompts": "text",
+    "llmbar": "instruction first second criteria",
     "opinpref": "first second",
     "pairs": "chosen rejected",
 }

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy(
             "CaptionVotes HumanRatings PhotoVotes TwoRatings load_agiqa load_ava load_captions "
             "load_geneval load_vader"
         ),
+        "llmbar": "JudgedPairs load_llmbar",
         "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
         "prompts": (
             "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "
