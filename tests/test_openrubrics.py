@@ -10,6 +10,7 @@ from rlgenkit import rewards, worlds
 from tests.notebook_code import definitions
 
 of_14 = definitions("14")
+of_14.draw_pool.__globals__["VOCABULARY"] = of_14.vocabulary()
 
 
 def gen(seed):
@@ -219,7 +220,7 @@ def test_generic_rubrics_keep_the_found_rules():
     rubrics = of_14.generic_rubrics(found, 3, gen(2))
     assert torch.equal(rubrics[:, :6], found)
     assert (rubrics[:, 6:].sum(1) == 3).all()
-    good = set((6 + of_14.GENERIC).tolist())
+    good = {6 + k for k in of_14.GENERIC}
     assert set(rubrics[:, 6:].any(0).nonzero()[:, 0].add(6).tolist()) == good
 
 
@@ -234,7 +235,7 @@ def test_accuracy_counts_ties_as_one_half():
 @pytest.mark.parametrize("seed", [0, 1])
 def test_over_subsets_weighs_subsets_not_pairs(seed):
     bar = worlds.load_llmbar()
-    of_14.over_subsets.__globals__["bar"] = bar
+    of_14.over_subsets.__globals__["bar"] = bar  # what the notebook loads
     values = torch.rand(419, 2, generator=gen(seed))
     rows = (bar.subset != 0).nonzero()[:, 0]
     found = of_14.over_subsets(values, rows)
