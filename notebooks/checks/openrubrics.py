@@ -61,7 +61,10 @@ def _reading(generator, count):
 def _pairs(generator):
     found = torch.rand(12, 6, generator=generator) < 0.4
     most = 2 if generator.initial_seed() % 2 else 4
-    return [found, _reading(generator, 12), _reading(generator, 12), 0.05, most]
+    chosen, rejected = _reading(generator, 12), _reading(generator, 12)
+    near = 0.4 + torch.tensor([0.1, 0.03, 0.0, 0.0, 0.0])  # one lead above `least`, one below
+    rejected[0, 6:], chosen[0, 6:] = 0.5, torch.cat([near + 0.1, 0.9 - near])
+    return [found, chosen, rejected, 0.05, most]
 
 
 # --- 14.2: the verdict
@@ -110,6 +113,10 @@ def _judged(generator):
     rubrics[:3, 6:] = False
     rubrics[3:6, :6] = False
     rubrics[0] = False
+    first[6], second[6] = torch.zeros(16), torch.zeros(16)  # one rule against three principles
+    first[6, 0], second[6, 6:9] = 1.0, 1.0
+    first[6, 11:14] = 1.0
+    rubrics[6] = torch.arange(16).unsqueeze(1).eq(torch.tensor([0, 6, 7, 8])).any(1)
     return [first, second, rubrics]
 
 
