@@ -161,6 +161,19 @@ def test_the_filter_needs_the_chosen_in_both_places():
     assert passed == [(1.0, 0.0)]
 
 
+def test_without_errors_the_filter_sees_every_wrong_label_that_a_rule_decides(monkeypatch):
+    names = of_14.make_lesson.__globals__
+    monkeypatch.setitem(names, "SLIP", 0.0)
+    monkeypatch.setitem(names, "BLUR", 0.0)
+    monkeypatch.setitem(names, "found_rules", lambda pool, generator: pool.asked)
+    monkeypatch.setitem(names, "p", SimpleNamespace(least=0.15, most=3))
+    lesson = of_14.make_lesson(of_14.draw_pool(120, 2, 5), 0.4, gen(1))
+    assert lesson.differs.any() and lesson.wrong.any()
+    assert lesson.kept[lesson.differs & ~lesson.wrong].all()
+    assert not lesson.kept[lesson.differs & lesson.wrong].any()
+    assert lesson.kept[~lesson.differs & lesson.wrong].float().mean() > 0.5
+
+
 def test_the_loss_is_the_likelihood_and_the_generator_minimizes_it():
     draw = gen(7)
     words = (torch.rand(80, 5, generator=draw) < 0.5).float()
