@@ -269,6 +269,7 @@ PLACES = {
     "02_flow_grpo": ("model",),
     "10_regret_preferences": ("human_labels",),
     "12_secrets_rm": ("encoder", "pairs_file"),
+    "14_openrubrics": ("generator_model", "judge_model"),
     "15_opinpref": ("encoder",),
     "16_rluf": ("encoder",),
     "17_vpl": ("model",),
@@ -291,6 +292,8 @@ SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
 SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
+SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
+SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 

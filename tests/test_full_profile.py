@@ -115,6 +115,10 @@ def feelings(folder):
     RobertaForSequenceClassification(config).save_pretrained(folder / "tone")
     clip = str(ROOT / "data" / "models" / "clip")
     return {"encoder": clip, "tone_net": str(folder / "tone")}
+def writer_and_judge(folder):
+    """One tiny language model that writes rubrics and judges."""
+    save_language_model("llama", folder / "model")
+    return {name: str(folder / "model") for name in ("generator_model", "judge_model")}
 
 
 def painter_and_writer(folder):
@@ -184,6 +188,9 @@ CASES = {
         "sde": 2}, None),
     "12_secrets_rm": (own_pairs, {
         "pairs": 200, "voters": 5, "epochs": 2, "hidden": 16, "steps": 5}, None),
+    "14_openrubrics": (writer_and_judge, {
+        "pairs": 40, "sizes": [20], "exam": 12, "epochs": 1, "votes": 3, "real_pairs": 2,
+        "words": 8}, None),
     "15_opinpref": (encoder("mpnet", axes=8), {
         "splits": 2, "steps": 4, "attacked": 4, "sizes": [10, 40, 160, 640]}, None),
     "16_rluf": (encoder("qwen3"), {
