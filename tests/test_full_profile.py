@@ -115,6 +115,8 @@ def feelings(folder):
     RobertaForSequenceClassification(config).save_pretrained(folder / "tone")
     clip = str(ROOT / "data" / "models" / "clip")
     return {"encoder": clip, "tone_net": str(folder / "tone")}
+
+
 def writer_and_judge(folder):
     """One tiny language model that writes rubrics and judges."""
     save_language_model("llama", folder / "model")
