@@ -16,7 +16,10 @@ from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.llmbar import LLMBAR, load_llmbar
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.pandalm import PANDALM, load_pandalm
+from rlgenkit.worlds.pccd import PCCD, load_pccd
 from rlgenkit.worlds.reader import READER, load_reader
+from rlgenkit.worlds.unigenbench import UNIGENBENCH, load_unigenbench
 from tests.notebook_code import definitions
 
 PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
@@ -52,6 +55,14 @@ PACKS = {
     "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
     "llmbar": (load_llmbar, "pairs.jsonl", LLMBAR, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
+    "pandalm": (load_pandalm, "pairs.jsonl", PANDALM, ()),
+    "pccd": (
+        load_pccd,
+        "critiques.csv",
+        PCCD,
+        ("score_focus", "vader_composition", "neutral"),
+    ),
+    "unigenbench": (load_unigenbench, "prompts.jsonl", UNIGENBENCH, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
 NUMBERS = {
@@ -68,6 +79,8 @@ NUMBERS = {
     "llmbar": "subset right verdicts",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
+    "pandalm": "labels generators",
+    "pccd": "split reviewer overall score_focus vader_composition words_use_of_camera neutral",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
 }
 TEXTS = {
@@ -81,6 +94,8 @@ TEXTS = {
     "dsg prompts": "text",
     "llmbar": "instruction first second criteria",
     "opinpref": "first second",
+    "pccd": "category",
+    "unigenbench": "prompt theme subject points",
     "pairs": "chosen rejected",
 }
 EACH = [(pack, name) for pack, names in NUMBERS.items() for name in names.split()]
@@ -223,23 +238,26 @@ def test_rows_that_do_not_fit_together_are_refused(tmp_path):
     refused(load, folder, "same side")
 
 
-def test_damaged_embeddings_are_refused(tmp_path):
-    load, path, rows = own("opinpref", tmp_path)
+@pytest.mark.parametrize(
+    "pack, name, shape", [("opinpref", "summaries", (2, 4)), ("pccd", "critiques", (4,))]
+)
+def test_damaged_embeddings_are_refused(pack, name, shape, tmp_path):
+    load, path, rows = own(pack, tmp_path)
     assert load(tmp_path).embeddings is None
     file = tmp_path / "embeddings.safetensors"
-    good = torch.zeros(len(rows), 2, 4)
-    file.write_bytes(save({"summaries": good}))
+    good = torch.zeros(len(rows), *shape)
+    file.write_bytes(save({name: good}))
     assert load(tmp_path).embeddings.shape == good.shape
     for content in (
         b"",
-        save({"summaries": good})[:-5],
+        save({name: good})[:-5],
         save({"others": good}),
-        save({"summaries": good[1:].clone()}),
-        save({"summaries": good[..., 0].clone()}),
-        save({"summaries": good + float("nan")}),
+        save({name: good[1:].clone()}),
+        save({name: good[..., 0].clone()}),
+        save({name: good + float("nan")}),
     ):
         file.write_bytes(content)
-        refused(load, tmp_path, "embeddings.safetensors")
+        refused(load, tmp_path, "embeddings.safetensors", f"{len(rows)}", name)
 
 
 def test_a_changed_committed_file_is_refused(tmp_path, monkeypatch):
