@@ -103,3 +103,89 @@ def test_the_bootstrap_of_a_mean_has_the_normal_width_and_respects_clusters():
 def test_undefined_agreement_is_refused_in_one_sentence(call, what):
     with pytest.raises(ValueError, match=what):
         call()
+
+
+def test_ordered_pairs_are_all_that_people_order():
+    truth, groups = draw(20).mul(2).round(), torch.arange(20) % 3
+    truth[4] = math.nan
+    first, second, labels = R.ordered_pairs(truth, groups)
+    expected = [
+        (i, j, float(truth[i] > truth[j]))
+        for i, j in itertools.combinations(range(20), 2)
+        if groups[i] == groups[j] and (truth[i] > truth[j] or truth[i] < truth[j])
+    ]
+    assert sorted(zip(first.tolist(), second.tolist(), labels.tolist())) == expected
+    few = R.ordered_pairs(truth, groups, margin=1.0)[0]
+    assert len(few) == sum(abs(truth[i] - truth[j]) > 1 for i, j, _ in expected)
+
+
+def test_a_row_counts_decided_pairs_only():
+    labels = torch.tensor([1.0, 1, 0, 0, 1, 0])
+    verdicts = torch.tensor([1.0, 0.25, 0.5, 0, math.nan, 0.5])
+    clusters = torch.tensor([0, 0, 1, 1, 2, 2])
+    row = R.agreement_row("judge", verdicts, labels, clusters, torch.Generator().manual_seed(0))
+    assert row.accuracy == pytest.approx(2 / 3) and row.decided == 0.5 and row.pairs == 6
+    assert row.low == 0.5 and row.high == 1.0  # cluster 0 holds 1 of 2, cluster 1 holds 1 of 1
+
+
+def test_a_row_without_ties_is_the_pairwise_accuracy():
+    scores, truth, groups = draw(60), draw(60) + draw(60, seed=1), torch.arange(60) % 6
+    first, second, labels = R.ordered_pairs(truth, groups)
+    verdicts = R.preferences(scores, first, second)
+    generator = torch.Generator().manual_seed(0)
+    row = R.agreement_row("judge", verdicts, labels, groups[first], generator)
+    assert row.accuracy == pytest.approx(R.pairwise_accuracy(scores, truth, groups))
+    assert row.low < row.accuracy < row.high and row.decided == 1
+
+
+def test_the_interval_of_a_row_is_that_of_its_clusters():
+    gen = torch.Generator().manual_seed(0)
+    right = (draw(40) > 0).repeat_interleave(25).double()  # 40 clusters of one opinion each
+    labels = (draw(1000, seed=1) > 0).double()
+    verdicts = torch.where(right > 0, labels, 1 - labels)
+    row = R.agreement_row("j", verdicts, labels, torch.arange(40).repeat_interleave(25), gen)
+    rate = float(right.mean())
+    width = 2 * 1.96 * math.sqrt(rate * (1 - rate) / 40)
+    assert row.high - row.low == pytest.approx(width, rel=0.15)
+
+
+def test_people_against_the_rest_by_hand():
+    ratings = torch.tensor([[1.0, 2, 3], [2.0, 2, 3], [3.0, 3, math.nan], [4.0, 4, 4]])
+    groups = torch.tensor([0, 0, 0, 1])
+    row = R.human_row(ratings, groups, torch.Generator().manual_seed(0))
+    verdicts = []
+    for rater, (i, j) in itertools.product(range(3), itertools.combinations(range(3), 2)):
+        own, rest = ratings[:, rater], ratings[:, [k for k in range(3) if k != rater]].nanmean(1)
+        if not own[[i, j]].isnan().any() and rest[i] != rest[j]:
+            verdicts.append(float((own[i] - own[j]).sign() * (rest[i] - rest[j]).sign()))
+    decided = [v for v in verdicts if v]
+    assert row.pairs == len(verdicts) and row.decided == len(decided) / len(verdicts)
+    assert row.accuracy == pytest.approx(sum(v > 0 for v in decided) / len(decided))
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda g: R.ordered_pairs(torch.ones(3)), "nothing to order"),
+        (lambda g: R.ordered_pairs(torch.ones(3), torch.zeros(2)), "one length"),
+        (lambda g: R.agreement_row("j", *[torch.ones(3)] * 2, torch.zeros(2), g), "one length"),
+        (
+            lambda g: R.agreement_row("j", torch.ones(2), torch.full((2,), 0.5), torch.zeros(2), g),
+            "0 or 1",
+        ),
+        (
+            lambda g: R.agreement_row("j", torch.full((2,), 0.5), *[torch.ones(2)] * 2, g),
+            "decides none",
+        ),
+    ],
+)
+def test_tables_refuse_in_a_sentence(make, words):
+    with pytest.raises(ValueError, match=words):
+        make(torch.Generator())
+
+
+def test_the_table_has_a_line_for_every_judge():
+    row = R.Agreement("PaLI", 0.7403, 0.7, 0.78, 0.812, 1234)
+    header, lines = R.agreement_table([row, row])
+    assert len(lines) == 2 and all(len(line) == len(header) for line in lines)
+    assert lines[0][1] == "0.740" and lines[0][-1] == "1,234"

@@ -162,15 +162,15 @@ def test_public_functions_have_docstrings():
 # its own that says why; lowering is part of the work.
 BUDGET = {
     "rlgenkit": 2750,
-    "worlds": 16600,
+    "worlds": 19000,
     "models": 17600,
     "samplers": 4650,
-    "rewards": 14400,
+    "rewards": 16000,
     "optimizers": 7450,
     "workbook": 30550,
     "commands": 9850,
     "ci": 14050,
-    "data": 23450,
+    "data": 25600,
 }
 
 

@@ -12,8 +12,11 @@ from safetensors.torch import save
 
 from rlgenkit.worlds import gridworld, human
 from rlgenkit.worlds.human import AGIQA, AVA, load_agiqa, load_ava
+from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
+from rlgenkit.worlds.llmbar import LLMBAR, load_llmbar
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.pccd import PCCD, load_pccd
 from rlgenkit.worlds.reader import READER, load_reader
 from tests.notebook_code import definitions
 
@@ -45,7 +48,17 @@ PACKS = {
         human.DATA / "human" / "tifa",
         ("pair_1", "rater_5", "dsg_mplug"),
     ),
+    "dsg": (load_dsg, "questions.csv", DSG, ()),
+    "dsg prompts": (load_dsg, "prompts.csv", DSG, ()),
+    "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
+    "llmbar": (load_llmbar, "pairs.jsonl", LLMBAR, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
+    "pccd": (
+        load_pccd,
+        "critiques.csv",
+        PCCD,
+        ("score_focus", "vader_composition", "neutral"),
+    ),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
 NUMBERS = {
@@ -56,8 +69,13 @@ NUMBERS = {
     "geneval prompts": "prompt",
     "vader": "batch ratings",
     "reviews": "item",
+    "dsg": "prompt question pali mplug instructblip",
+    "dsg prompts": "prompt",
+    "dsg ratings": "prompt generator rater_1",
+    "llmbar": "subset right verdicts",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
+    "pccd": "split reviewer overall score_focus vader_composition words_use_of_camera neutral",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
 }
 TEXTS = {
@@ -67,7 +85,11 @@ TEXTS = {
     "geneval prompts": "tag",
     "reviews": "words",
     "gsm8k": "question answer solutions",
+    "dsg": "text",
+    "dsg prompts": "text",
+    "llmbar": "instruction first second criteria",
     "opinpref": "first second",
+    "pccd": "category",
     "pairs": "chosen rejected",
 }
 EACH = [(pack, name) for pack, names in NUMBERS.items() for name in names.split()]
@@ -195,6 +217,14 @@ def test_rows_that_do_not_fit_together_are_refused(tmp_path):
     changed("vader", lambda rows: [{**row, "batch": "1"} for row in rows], "from 0")
     changed("reviews", lambda rows: [{**rows[0], "item": 30}], "column item")
     changed("pairs", lambda rows: [rows[0], {"chosen": "a", "rejected": "a"}], "two different")
+    twice = [*lines_of(DSG / "ratings.csv", 15), lines_of(DSG / "ratings.csv", 1)[0]]
+    changed("dsg ratings", lambda rows: twice, "two rows for one image")
+    changed("dsg prompts", lambda rows: [*rows, rows[0]], "two rows for one prompt")
+    changed("dsg", lambda rows: [rows[1], rows[0], *rows[2:]], "in order from 1")
+    for parents in ("2", "9", "99"):  # itself, and questions that its prompt has not
+        other = {"parents": parents}
+        changed("dsg", lambda rows: [rows[0], {**rows[1], **other}], "other questions of their")
+    changed("dsg", lambda rows: [{**rows[0], "parents": "0"}], "line 2", "column parents")
     folder = tmp_path / "sides"
     folder.mkdir()
     load, path, rows = own("opinpref", folder)
@@ -202,23 +232,26 @@ def test_rows_that_do_not_fit_together_are_refused(tmp_path):
     refused(load, folder, "same side")
 
 
-def test_damaged_embeddings_are_refused(tmp_path):
-    load, path, rows = own("opinpref", tmp_path)
+@pytest.mark.parametrize(
+    "pack, name, shape", [("opinpref", "summaries", (2, 4)), ("pccd", "critiques", (4,))]
+)
+def test_damaged_embeddings_are_refused(pack, name, shape, tmp_path):
+    load, path, rows = own(pack, tmp_path)
     assert load(tmp_path).embeddings is None
     file = tmp_path / "embeddings.safetensors"
-    good = torch.zeros(len(rows), 2, 4)
-    file.write_bytes(save({"summaries": good}))
+    good = torch.zeros(len(rows), *shape)
+    file.write_bytes(save({name: good}))
     assert load(tmp_path).embeddings.shape == good.shape
     for content in (
         b"",
-        save({"summaries": good})[:-5],
+        save({name: good})[:-5],
         save({"others": good}),
-        save({"summaries": good[1:].clone()}),
-        save({"summaries": good[..., 0].clone()}),
-        save({"summaries": good + float("nan")}),
+        save({name: good[1:].clone()}),
+        save({name: good[..., 0].clone()}),
+        save({name: good + float("nan")}),
     ):
         file.write_bytes(content)
-        refused(load, tmp_path, "embeddings.safetensors")
+        refused(load, tmp_path, "embeddings.safetensors", f"{len(rows)}", name)
 
 
 def test_a_changed_committed_file_is_refused(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "aesthetic": "aesthetic_terms aesthetic_truth",
         "agreement": (
-            "bootstrap_over_items leave_one_out_ceiling pairwise_accuracy pearson spearman"
+            "Agreement agreement_row agreement_table bootstrap_over_items human_row "
+            "leave_one_out_ceiling ordered_pairs pairwise_accuracy pearson preferences spearman"
         ),
         "batch": "Batch Reward Scores parsed scored texts where_defined",
         "calibration": "vote_auroc",
@@ -19,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy(
         "diagnostic": "EDITS Pairs make_pairs",
         "judges": (
             "Checklist Choice Reading Scale checklist_scores choice_indices mean_scores "
-            "pairwise_scores parse_judgment scalar_scores"
+            "pairwise_scores parse_judgment scalar_scores voted"
         ),
         "pairwise": "bradley_terry_loss fit_bradley_terry fit_linear_pairs pairwise_ce verdicts",
         "picks": ("best_of best_of_kl best_of_weights diversity_of_picks in_units pick_shares"),
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy(
         "proxy": (
             "AestheticProxy aesthetic_proxy_reward curated_looks load_aesthetic_proxy local_texture"
         ),
+        "rubrics": "Criterion Rubric parse_rubric rubric_preferences rubric_scores",
         "sentences": (" SentenceEncoder embed_sentences load_sentence_encoder principal_axes"),
         "similarity": "DualEncoder embed_images embed_texts load_dual_encoder similarity_reward",
         "spread": "diversity mean_pairwise_distance",

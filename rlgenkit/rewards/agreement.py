@@ -6,7 +6,8 @@ ValueError where it is not defined (constant values, no comparable pair) instead
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -96,6 +97,124 @@ def bootstrap_over_items(
     ends = torch.tensor([(1 - 0.95) / 2, (1 + 0.95) / 2], dtype=torch.float64)
     low, high = torch.tensor(stats, dtype=torch.float64).quantile(ends).tolist()
     return float(statistic(torch.arange(len(clusters)))), low, high
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One row of the agreement table.
+
+    accuracy, low, high: share of the decided pairs that are ordered as people order them, and its
+    95 % interval over clusters; decided: share of the pairs that the judge decides; pairs: all.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    decided: float
+    pairs: int
+
+
+def ordered_pairs(
+    truth: Tensor, groups: Tensor | None = None, margin: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(first Long[P], second Long[P], labels [P] in {0, 1}): the pairs that people order.
+
+    truth [N], nan where nobody answered; groups Long[N]: only pairs within a group. Pairs whose
+    truths differ by `margin` or less are left out; a label is 1 where the first is better.
+    ValueError if no pair is left.
+    """
+    groups = torch.zeros(len(truth), dtype=torch.long) if groups is None else groups
+    if truth.ndim != 1 or groups.shape != truth.shape or margin < 0:
+        raise ValueError(
+            f"truth and groups must be columns of one length and margin >= 0, got "
+            f"{list(truth.shape)}, {list(groups.shape)} and {margin}"
+        )
+    first, second = (groups[:, None] == groups).triu(1).nonzero().T
+    gap = truth[first] - truth[second]
+    used = gap.abs() > margin  # nan is never above
+    if not used.any():
+        raise ValueError("no pair of items has different truths (within a group): nothing to order")
+    return first[used], second[used], (gap[used] > 0).double()
+
+
+def preferences(scores: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """What a judge who gives `scores` [N] prefers in the pairs (first, second) Long[P]: [P], 1 =
+    the first, 0 = the second, 1/2 = a tie, nan where a score is nan."""
+    return ((scores[first] - scores[second]).sign().double() + 1) / 2
+
+
+def agreement_row(
+    name: str,
+    preferences: Tensor,
+    labels: Tensor,
+    clusters: Tensor,
+    generator: torch.Generator,
+    draws: int = 1000,
+) -> Agreement:
+    """How often a judge's verdicts on P pairs are the people's, by a bootstrap over clusters.
+
+    preferences [P] in 0..1: above 1/2 for the first, below for the second; 1/2 and nan are pairs
+    that the judge does not decide. labels [P] in {0, 1}; clusters Long[P] (the prompt, the rater)
+    are drawn whole. ValueError if nothing is decided.
+    """
+    if not preferences.shape == labels.shape == clusters.shape or preferences.ndim != 1:
+        raise ValueError(
+            f"preferences, labels and clusters must be columns of one length, got "
+            f"{list(preferences.shape)}, {list(labels.shape)} and {list(clusters.shape)}"
+        )
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError("labels must be 0 or 1; leave out the pairs that people do not order")
+    side = (preferences - 0.5).sign().nan_to_num()
+    decided = side != 0
+    if not decided.any():
+        raise ValueError(f"{name} decides none of {len(side)} pairs")
+    right = ((side > 0) == (labels > 0.5))[decided].double()
+    _, own = clusters[decided].unique(return_inverse=True)
+    accuracy, low, high = bootstrap_over_items(
+        lambda rows: float(right[rows].mean()), own, generator, draws
+    )
+    return Agreement(name, accuracy, low, high, float(decided.double().mean()), len(side))
+
+
+def human_row(
+    ratings: Tensor,
+    groups: Tensor,
+    generator: torch.Generator,
+    name: str = "one person",
+    margin: float = 0.0,
+) -> Agreement:
+    """The ceiling: every person against the mean of the others, pooled over people.
+
+    ratings [N, R], nan where not answered; groups Long[N], also the clusters. Pairs that the
+    others do not order are left out, those in which the person has a tie are not decided. A
+    person's pairs are those that both sides answered.
+    """
+    total, count = ratings.nansum(1), (~ratings.isnan()).sum(1)
+    verdicts, labels, clusters = [], [], []
+    for rater in range(ratings.shape[1]):
+        own = ratings[:, rater]
+        rest = (total - own.nan_to_num()) / (count - (~own.isnan()).long())
+        first, second, label = ordered_pairs(rest.where(~own.isnan(), torch.nan), groups, margin)
+        verdicts.append(preferences(own, first, second))
+        labels.append(label)
+        clusters.append(groups[first])
+    return agreement_row(name, *(torch.cat(x) for x in (verdicts, labels, clusters)), generator)
+
+
+def agreement_table(rows: Sequence[Agreement]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """(header, rows) for `workbook.table`: one line for every judge, people's ceiling among them."""
+    header = ("judge", "agrees with people", "95 % interval", "pairs decided", "of")
+    return header, [
+        [
+            row.name,
+            f"{row.accuracy:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}",
+            f"{row.decided:.2f}",
+            f"{row.pairs:,}",
+        ]
+        for row in rows
+    ]
 
 
 def _columns(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -190,6 +190,22 @@ def pairwise_scores(
     return scored((first + second) / 2, valid), valid & (first == second)
 
 
+def voted(preferences: Tensor, valid: Tensor) -> Scores:
+    """Preference [B] in {0, 1/2, 1} by majority of K readings of the same pairs.
+
+    preferences [K, B] in 0..1, valid Bool[K, B]; above 1/2 is a vote for the first sample, below a
+    vote for the second, 1/2 no vote. Unreadable answers abstain; a pair that no answer could be
+    read for is invalid, equal votes are a tie.
+    """
+    if preferences.ndim != 2 or preferences.shape != valid.shape or valid.dtype != torch.bool:
+        raise ValueError(
+            f"votes need preferences and valid (Bool) of one shape [K, B], got "
+            f"{list(preferences.shape)} and {list(valid.shape)}"
+        )
+    balance = ((preferences - 0.5).sign() * valid).nan_to_num().sum(0).sign()
+    return scored((1 + balance) / 2, valid.any(0))
+
+
 def _scores(values: list[float | None]) -> Scores:
     valid = torch.tensor([v is not None for v in values], dtype=torch.bool)
     return scored(

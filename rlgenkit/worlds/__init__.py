@@ -7,12 +7,15 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "annotators": "cyclic_probability prefer preference_probability rate taste",
         "arithmetic": "",
+        "dsg": "CheckedImages dsg_scores load_dsg",
         "gsm8k": "SOLVERS Solutions load_gsm8k",
         "human": (
             "CaptionVotes HumanRatings PhotoVotes TwoRatings load_agiqa load_ava load_captions "
             "load_geneval load_vader"
         ),
+        "llmbar": "JudgedPairs load_llmbar",
         "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
+        "pccd": "Critiques load_pccd",
         "prompts": (
             "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "
             "caption parse sample_prompts split_of"

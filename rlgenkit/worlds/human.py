@@ -96,7 +96,8 @@ def table(path: Path, columns: dict[str, Reader]) -> dict[str, list]:
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {line}: column {name} {error}") from None
     if not all(found.values()):
-        raise ValueError(f"{path.name} needs rows with the columns {', '.join(columns)}")
+        names = ", ".join([*columns][:9] + ["..."] * (len(columns) > 9))
+        raise ValueError(f"{path.name} needs rows with the columns {names}")
     return found
 
 
@@ -139,6 +140,26 @@ def checked_bytes(path: Path) -> bytes:
         if hashes.get(name, "") not in ("", hashlib.sha256(content).hexdigest()):
             raise ValueError(f"{name} is not the file that data/manifest.json names{restore}")
     return content
+
+
+def embeddings_of(folder: Path, name: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The array `name` [*shape, D] of embeddings.safetensors in single precision, None without such
+    a file; ValueError, one sentence, for any other shape and for numbers that are not finite."""
+    path = folder / "embeddings.safetensors"
+    if not path.is_file():
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    found = torch.empty(0)
+    with suppress(SafetensorError, KeyError):
+        found = load(checked_bytes(path))[name].float()
+    if found.shape[:-1] != shape or not found.isfinite().all():
+        raise ValueError(
+            f"embeddings.safetensors needs finite numbers [{', '.join(map(str, shape))}, D] named "
+            f"{name}; make it again or delete it"
+        )
+    return found
 
 
 # ---- the packs

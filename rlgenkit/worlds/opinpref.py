@@ -3,14 +3,13 @@
 Source: swaroop-nath/reward-approx-social-choice-opp-summ (MIT), Nath et al. 2024 (2402.15473). The reviews and the annotators' names are left out.
 """
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .human import DATA, checked_bytes, number, one_of, several, table, text
+from .human import DATA, embeddings_of, number, one_of, several, table, text
 
 OPINPREF = DATA / "human" / "opinpref"
 ASPECTS = (
@@ -65,26 +64,8 @@ def load_opinpref(folder: str | Path = OPINPREF) -> OpinPref:
         tuple(zip(rows["first"], rows["second"])),
         torch.tensor(rows["aspects"], dtype=torch.float32),
         *(torch.tensor(rows[name]) for name in names),
-        _embeddings(folder, len(rows["choice"])),
+        embeddings_of(folder, "summaries", (len(rows["choice"]), 2)),
     )
-
-
-def _embeddings(folder: Path, rows: int) -> Tensor | None:
-    path = folder / "embeddings.safetensors"
-    if not path.is_file():
-        return None
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    found = torch.empty(0)
-    with suppress(SafetensorError, KeyError):
-        found = load(checked_bytes(path))["summaries"].float()
-    if found.shape[:2] != (rows, 2) or found.ndim != 3 or not found.isfinite().all():
-        raise ValueError(
-            f"embeddings.safetensors needs finite numbers [{rows}, 2, D] named summaries; "
-            "make it again or delete it"
-        )
-    return found
 
 
 def load_preference_pairs(path: str | Path) -> list[tuple[str, str]]:
