@@ -269,6 +269,7 @@ PLACES = {
     "02_flow_grpo": ("model",),
     "10_regret_preferences": ("human_labels",),
     "12_secrets_rm": ("encoder", "pairs_file"),
+    "13_skywork_v2": ("encoder", "text_reward"),
     "15_opinpref": ("encoder",),
     "16_rluf": ("encoder",),
     "17_vpl": ("model",),
@@ -288,7 +289,7 @@ CASES = [(name, place) for name, places in PLACES.items() for place in places]
 SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
 SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
-SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
+SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "text_reward": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 
