@@ -322,13 +322,13 @@ QUIZZES = {
         "Errors that share a cause do not average out; the model learns the cause along with the task.",
     ),
     "13.q2": wb.Quiz(
-        "Of the labels that are right, the filter keeps most often those",
+        "As many wrong labels, but independent of style; from 1,000 to 6,000 pairs:",
         [
-            "where the right picture is the louder one",
-            "where both are equally loud",
-            "where the right picture is the plainer one",
+            "accuracy hardly moves",
+            "accuracy rises by three points and more",
+            "accuracy falls, since there are more wrong labels",
         ],
-        0,
-        "Judge and best model have a taste for style too, so they confirm right labels that please it.",
+        1,
+        "Independent errors average out: twice the pairs halve the variance of what they teach.",
     ),
 }
