@@ -270,6 +270,7 @@ PLACES = {
     "10_regret_preferences": ("human_labels",),
     "12_secrets_rm": ("encoder", "pairs_file"),
     "14_openrubrics": ("generator_model", "judge_model"),
+    "13_skywork_v2": ("encoder", "text_reward"),
     "15_opinpref": ("encoder",),
     "16_rluf": ("encoder",),
     "17_vpl": ("model",),
@@ -294,6 +295,7 @@ SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
+SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "text_reward": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 

@@ -172,6 +172,18 @@ def painters_and_critics(folder):
     return {**own, "proxy": clip, "judge": clip}
 
 
+def eyes_and_reader(folder):
+    """The small dual encoder, and a tiny sequence classifier with one output for `text_reward`."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    save_language_model("qwen3", folder / "reader")
+    config = AutoConfig.from_pretrained(folder / "reader", num_labels=1)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder / "reader")
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"encoder": clip, "text_reward": str(folder / "reader")}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
@@ -193,6 +205,10 @@ CASES = {
     "14_openrubrics": (writer_and_judge, {
         "pairs": 40, "sizes": [20], "exam": 12, "epochs": 1, "votes": 3, "real_pairs": 2,
         "words": 8}, None),
+    "13_skywork_v2": (eyes_and_reader, {
+        "pool": 180, "human": 10, "hidden": 4, "rounds": 1, "first_judged": 40, "fetch": 20,
+        "searched": 180, "exam": 12, "picks": 3, "updates": 5, "gold_updates": 5,
+        "texts": 60}, None),
     "15_opinpref": (encoder("mpnet", axes=8), {
         "splits": 2, "steps": 4, "attacked": 4, "sizes": [10, 40, 160, 640]}, None),
     "16_rluf": (encoder("qwen3"), {

@@ -1,0 +1,164 @@
+"""Notebook 13: retrieval, filters, judge and exam against brute force and cases worked by hand."""
+
+from itertools import product
+from math import ceil, exp
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rlgenkit import rewards, worlds
+from tests.notebook_code import definitions
+
+NB = definitions("13")
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_chance_is_that_of_the_labeled_direction_and_rises_with_its_gap():
+    label, first, second = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 2.0]), torch.zeros(2)
+    got = NB.chance_of(label, first, second).tolist()
+    assert got == pytest.approx([1 / (1 + exp(-2)), 1 / (1 + exp(2))])
+    first = torch.tensor([0.3], requires_grad=True)
+    loss = -NB.chance_of(torch.tensor([1.0]), first, torch.zeros(1)).log().sum()
+    loss.backward()  # the Bradley-Terry loss
+    assert float(first.grad) == pytest.approx(-(1 - 1 / (1 + exp(-0.3))))
+
+
+def test_neighbors_follow_the_rule_of_the_paper():
+    chances = torch.tensor([0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0])
+    by_hand = [8, 8, 8, ceil(8 * 0.375), 2, 1, 0]
+    assert NB.neighbors_to_fetch(chances, 8).tolist() == by_hand
+
+
+def test_two_filters_over_all_cases():
+    for gold, judge, best, label in product((0, 1), repeat=4):
+        kept, swapped = NB.two_filters(
+            torch.tensor([float(label)]),
+            torch.tensor([0.2 + 0.6 * gold]),
+            torch.tensor([bool(judge)]),
+            torch.tensor([0.2 + 0.6 * best]),
+        )
+        assert bool(kept) == bool(gold and (judge or best))
+        assert int(swapped) == (label if kept else 1 - label)
+
+
+def test_the_exam_agrees_with_counting_pairs():
+    right, wrong = torch.randn(2, 7, 3, generator=seeded())
+    counts = {"all": [], "easy": [], "normal": [], "hard": []}
+    for n, i, j in product(range(7), range(3), range(3)):
+        won = float(right[n, i] > wrong[n, j])
+        counts["all"].append(won)
+        counts["easy" if i > j else "hard" if i < j else "normal"].append(won)
+    by_hand = [sum(rows) / len(rows) for rows in counts.values()]
+    assert NB.style_grid(right, wrong).tolist() == pytest.approx(by_hand)
+
+
+def test_a_changed_prompt_differs_in_one_fact():
+    draw = seeded(3)
+    for category in NB.CATEGORIES:
+        for prompt in worlds.sample_prompts(60, category=category, generator=draw):
+            other = NB.changed(prompt, draw)
+            a, b = prompt.groups, other.groups
+            assert a != b and len(a) == len(b)
+            assert sum(g.count for g in b) <= 4 and min(g.count for g in b) >= 1
+            facts = [
+                [g.kind for g in a] != [g.kind for g in b],
+                [g.color for g in a] != [g.color for g in b],
+                [g.count for g in a] != [g.count for g in b],
+            ]
+            assert sum(facts) == 1
+
+
+def test_a_pair_is_one_right_and_one_wrong_picture_of_one_caption():
+    features = torch.arange(4 * 6.0).view(4, 6, 1)  # a picture is its own number
+    prompts = worlds.sample_prompts(4, category="single", generator=seeded(1))
+    bank = NB.Bank(prompts, features, features[..., 0] / 24, torch.zeros(4).long())
+    code = NB.draw_pairs.__globals__
+    code["clip"] = rewards.load_dual_encoder("data/models/clip")
+    pairs = NB.draw_pairs(bank, 36, seeded(2))
+    first, second = pairs.first[:, 0].long(), pairs.second[:, 0].long()
+    assert (first // 6 == second // 6).all()  # of one caption
+    assert ((first % 6 < 3) == (pairs.right > 0.5)).all()
+    assert ((second % 6 < 3) == (pairs.right < 0.5)).all()
+    assert len({frozenset(pair) for pair in zip(first.tolist(), second.tolist())}) == 36
+    torch.testing.assert_close(pairs.louder, (first - second) / 24)
+    assert 0.2 < pairs.right.mean() < 0.8
+    torch.testing.assert_close(pairs.place.norm(dim=1), torch.ones(36))
+
+
+def test_the_judge_weighs_opinions_by_their_odds_on_the_examples():
+    seen = (torch.rand(2, 30, generator=seeded(4)) < 0.5).float()
+    examples = (torch.rand(2, 12, generator=seeded(5)) < 0.5).float()
+    people = (torch.rand(12, generator=seeded(6)) < 0.5).float()
+    shown = torch.randint(12, (30, 5), generator=seeded(7))
+    got = NB.judged(seen, examples, people, shown)
+    for i in range(30):
+        odds = 1.0  # for the first answer
+        for k in range(2):
+            hits = sum(float(examples[k, j] == people[j]) for j in shown[i].tolist())
+            trust = (hits + 2) / (5 - hits + 2)
+            odds *= trust if seen[k, i] > 0.5 else 1 / trust
+        assert float(got[i]) == float(odds > 1) or odds == pytest.approx(1)
+    assert NB.judged(torch.tensor([[1.0], [0.0]])).tolist() == [0.0]  # style is trusted more
+
+
+def test_the_worst_predicted_pairs_fetch_first_and_nothing_twice():
+    place = torch.nn.functional.normalize(torch.randn(40, 6, generator=seeded(8)), dim=1)
+    code = NB.error_driven.__globals__
+    code["p"] = SimpleNamespace(k_max=4, fetch=5)
+    gold, free = torch.tensor([0, 1]), torch.arange(2, 40)
+    chance = torch.tensor([0.9, 0.1])  # the second is wrong: 4 neighbors, the first gets one
+    found = NB.error_driven(SimpleNamespace(place=place), gold, free, chance, seeded(9))
+    near = free[(place[free] @ place[1]).argsort(descending=True)]
+    assert found[:4].tolist() == near[:4].tolist()
+    rest = [j for j in (free[(place[free] @ place[0]).argsort(descending=True)]).tolist()]
+    assert found[4].item() == next(j for j in rest if j not in found[:4].tolist())
+    code["p"] = SimpleNamespace(k_max=4, fetch=20)
+    found = NB.error_driven(SimpleNamespace(place=place), gold, free, chance, seeded(9))
+    assert len(set(found.tolist())) == 20 and not {0, 1} & set(found.tolist())
+
+
+def test_terms_have_the_difference_of_shares_as_their_mean():
+    kept = torch.rand(50, generator=seeded(10)) < 0.3
+    confirmed = (torch.rand(50, generator=seeded(11)) < 0.6).double()
+    want = confirmed[kept].mean() - confirmed[~kept].mean()
+    torch.testing.assert_close(NB.difference_terms(confirmed, kept).mean(), want)
+
+
+def test_the_filter_of_people_finds_labels_against_a_clean_rule_and_sees_no_own_task():
+    x = torch.randn(600, 3, generator=seeded(12))
+    truth = (x[:, 0] > 0).double()
+    slip = torch.rand(600, generator=seeded(13)) < 0.25
+    label, groups = torch.where(slip, 1 - truth, truth), torch.arange(600) // 6
+    kept, chance = NB.filtered(x, label, truth, groups)
+    assert (label == truth)[kept].double().mean() > 0.93
+    assert (label == truth)[~kept].double().mean() < 0.4
+    here = groups % 5 == 0
+    turned = torch.where(here, 1 - label, label), torch.where(here, 1 - truth, truth)
+    _, again = NB.filtered(x, *turned, groups)  # own labels turned: own chances as before
+    torch.testing.assert_close(again[:, here], chance[:, here])
+    tie = torch.full((600,), 0.5).double()
+    assert not NB.filtered(x, torch.where(here, tie, label), truth, groups)[0][here].any()
+
+
+def test_style_raters_and_slips_have_their_rates():
+    louder = torch.tensor([0.16, -0.16, 0.0]).repeat(4000)
+    pairs = SimpleNamespace(louder=louder)
+    votes = NB.style_votes(pairs, seeded(14)).view(-1, 3).mean(0)
+    assert votes.tolist() == pytest.approx([1 / (1 + exp(-2)), 1 / (1 + exp(2)), 0.5], abs=0.03)
+    assert NB.slips(torch.zeros(20000), 0.1, seeded(15)).mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_repeated_rows_fill_the_length_evenly():
+    rows = NB.repeated(torch.tensor([4, 7, 9]), 8)
+    assert rows.tolist() == [4, 7, 9, 4, 7, 9, 4, 7]
+
+
+def test_style_of_a_pair_is_seen_from_the_right_picture():
+    pairs = SimpleNamespace(
+        right=torch.tensor([1.0, 0.0, 1.0, 0.0]), louder=torch.tensor([0.5, 0.5, -0.1, -0.5])
+    )
+    assert NB.style_of(pairs).tolist() == [0, 2, 1, 0]
