@@ -293,9 +293,8 @@ SHIPPED = {"model": "epsilon", "rival": "epsilon", "judge": "clip"}
 SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
-SHIPPED |= {"encoder": "clip", "text_model": "arithmetic"}
 SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
-SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "text_reward": "arithmetic"}
+SHIPPED |= {"text_reward": "arithmetic"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 
