@@ -162,7 +162,7 @@ def test_public_functions_have_docstrings():
 # its own that says why; lowering is part of the work.
 BUDGET = {
     "rlgenkit": 2750,
-    "worlds": 19000,
+    "worlds": 19150,
     "models": 17600,
     "samplers": 4650,
     "rewards": 16000,
@@ -170,7 +170,7 @@ BUDGET = {
     "workbook": 30550,
     "commands": 9850,
     "ci": 14050,
-    "data": 25600,
+    "data": 25250,
 }
 
 

@@ -16,8 +16,10 @@ from rlgenkit.worlds.dsg import DSG, load_dsg
 from rlgenkit.worlds.gsm8k import GSM8K, load_gsm8k
 from rlgenkit.worlds.llmbar import LLMBAR, load_llmbar
 from rlgenkit.worlds.opinpref import OPINPREF, load_opinpref, load_preference_pairs
+from rlgenkit.worlds.pandalm import PANDALM, load_pandalm
 from rlgenkit.worlds.pccd import PCCD, load_pccd
 from rlgenkit.worlds.reader import READER, load_reader
+from rlgenkit.worlds.unigenbench import UNIGENBENCH, load_unigenbench
 from tests.notebook_code import definitions
 
 PAIRS = [{"chosen": "a", "rejected": "b"}, {"chosen": "c\u2028d", "rejected": "e"}]
@@ -53,12 +55,14 @@ PACKS = {
     "dsg ratings": (load_dsg, "ratings.csv", DSG, ("rater_1",)),
     "llmbar": (load_llmbar, "pairs.jsonl", LLMBAR, ()),
     "opinpref": (load_opinpref, "pairs.jsonl", OPINPREF, ()),
+    "pandalm": (load_pandalm, "pairs.jsonl", PANDALM, ()),
     "pccd": (
         load_pccd,
         "critiques.csv",
         PCCD,
         ("score_focus", "vader_composition", "neutral"),
     ),
+    "unigenbench": (load_unigenbench, "prompts.jsonl", UNIGENBENCH, ()),
     "pairs": (lambda folder: load_preference_pairs(folder / "pairs.jsonl"), "pairs.jsonl", "", ()),
 }
 NUMBERS = {
@@ -75,6 +79,7 @@ NUMBERS = {
     "llmbar": "subset right verdicts",
     "opinpref": "aspects choice annotator recipes split",
     "gsm8k": "right",
+    "pandalm": "labels generators",
     "pccd": "split reviewer overall score_focus vader_composition words_use_of_camera neutral",
     "tifa": "prompt pair_1 rater_5 clipscore dsg_mplug",
 }
@@ -90,6 +95,7 @@ TEXTS = {
     "llmbar": "instruction first second criteria",
     "opinpref": "first second",
     "pccd": "category",
+    "unigenbench": "prompt theme subject points",
     "pairs": "chosen rejected",
 }
 EACH = [(pack, name) for pack, names in NUMBERS.items() for name in names.split()]

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy(
         ),
         "llmbar": "JudgedPairs load_llmbar",
         "opinpref": "ASPECTS OpinPref load_opinpref load_preference_pairs",
+        "pandalm": "LabeledPairs load_pandalm",
         "pccd": "Critiques load_pccd",
         "prompts": (
             "BACKGROUNDS CATEGORIES COLORS DIGITS GLYPHS Group KINDS Prompt RELATIONS WORDS "
@@ -25,5 +26,6 @@ __getattr__, __dir__, __all__ = lazy(
         "scenes": (
             "LOOKS SHAPES SIZE Scene Sticker balance_of render sample_scene sample_scenes with_look"
         ),
+        "unigenbench": "PromptCriteria load_unigenbench",
     },
 )

@@ -63,6 +63,13 @@ def text(cell: Any) -> str:
     return cell
 
 
+def maybe_text(cell: Any) -> str:
+    """Reads a cell as a text that may be blank."""
+    if not isinstance(cell, str):
+        raise ValueError("needs a text")
+    return cell
+
+
 def several(count: int, read: Reader) -> Reader:
     """Reads a cell as `count` values, in a CSV file with spaces between them."""
 

@@ -6,12 +6,11 @@ the authors; in the adversarial subsets the other one looks better than it is.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .human import DATA, one_of, several, table, text
+from .human import DATA, maybe_text, one_of, several, table, text
 
 LLMBAR = DATA / "human" / "llmbar"
 SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")  # all but the first adversarial
@@ -52,7 +51,7 @@ def load_llmbar(folder: str | Path = LLMBAR) -> JudgedPairs:
         "second": text,
         "right": one_of({1: 1.0, 2: 0.0}),
         "verdicts": several(len(JUDGES), several(len(STRATEGIES), several(2, verdict))),
-        "criteria": several(len(JUDGES), _written),
+        "criteria": several(len(JUDGES), maybe_text),
     }
     rows = table(Path(folder) / "pairs.jsonl", kinds)
     subset, right, verdicts = (torch.tensor(rows[k]) for k in ("subset", "right", "verdicts"))
@@ -64,8 +63,3 @@ def load_llmbar(folder: str | Path = LLMBAR) -> JudgedPairs:
         verdicts,
         tuple(map(tuple, rows["criteria"])),
     )
-
-
-def _written(cell: Any) -> str:
-    """A text or an empty one, where a judge wrote nothing."""
-    return "" if cell == "" else text(cell)
