@@ -189,3 +189,13 @@ def test_the_table_has_a_line_for_every_judge():
     header, lines = R.agreement_table([row, row])
     assert len(lines) == 2 and all(len(line) == len(header) for line in lines)
     assert lines[0][1] == "0.740" and lines[0][-1] == "1,234"
+
+
+def test_the_interval_of_people_draws_whole_prompts():
+    """Every prompt is all right or all wrong: items drawn alone would give a narrow interval."""
+    groups = torch.arange(12).repeat_interleave(6)
+    one = torch.arange(6.0).repeat(12)
+    two = torch.where(groups % 2 == 0, one, -one)
+    row = R.human_row(torch.stack([one, two], 1), groups, torch.Generator().manual_seed(0))
+    assert row.accuracy == 0.5
+    assert row.high - row.low == pytest.approx(2 * 1.96 * 0.5 / 12**0.5, rel=0.2)

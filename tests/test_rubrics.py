@@ -120,3 +120,9 @@ def test_votes_by_brute_force():
         balance = sum((v > 0.5) - (v < 0.5) for v in ballot if v is not None)
         assert valid == any(v is not None for v in ballot)
         assert value == ((balance > 0) + 0.5 * (balance == 0) if valid else 0)
+
+
+def test_an_unreadable_vote_abstains_whatever_it_holds():
+    votes = torch.tensor([[1.0], [0.0], [0.0]])
+    valid = torch.tensor([[True], [False], [False]])
+    assert voted(votes, valid).values.tolist() == [1.0]
