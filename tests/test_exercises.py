@@ -166,6 +166,15 @@ def test_mistakes_are_named(reference, student, words):
     assert words in wrong(reference, student)
 
 
+def test_a_place_that_is_nan_in_both_is_not_the_worst():
+    def right(x):
+        return torch.cat([x[0, :1] * torch.nan, x[0]])
+
+    assert "entry 3 is" in wrong(right, lambda x: right(x).index_fill(0, torch.tensor(3), 50.0))
+    late = wrong(right, lambda x: right(x).index_fill(0, torch.tensor(3), torch.nan))
+    assert "entry 3 is nan, expected" in late and not late.endswith("nan")
+
+
 def test_wrong_gradients_are_named():
     def inputs(generator):
         return [torch.randn(6, generator=generator, requires_grad=True) for _ in range(2)]

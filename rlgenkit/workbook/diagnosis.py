@@ -94,7 +94,8 @@ def _values(pairs: list[tuple[Any, Any]], right: Sequence[Answer], tolerance: fl
     a, b = next(p for p in pairs if not _close(*p, tolerance))
     reason = _pattern(pairs, right, tolerance)
     a, b = a.flatten(), b.flatten()
-    k = int((a - b).abs().nan_to_num(float("inf")).argmax())
+    apart = (a - b).abs().nan_to_num(float("inf"))
+    k = int(apart.masked_fill((a == b) | a.isnan() & b.isnan(), 0.0).argmax())
     at = f"entry {k} is" if len(a) > 1 else "it is"
     return f"{reason}{at} {a[k].item():.4g}, expected {b[k].item():.4g}"
 
