@@ -169,6 +169,8 @@ def test_without_errors_the_filter_sees_every_wrong_label_that_a_rule_decides(mo
     monkeypatch.setitem(names, "p", SimpleNamespace(least=0.15, most=3))
     lesson = of_14.make_lesson(of_14.draw_pool(120, 2, 5), 0.4, gen(1))
     assert lesson.differs.any() and lesson.wrong.any()
+    assert torch.allclose(lesson.all_chosen[:, 6:], lesson.chosen[:, 6:])
+    assert torch.allclose(lesson.all_rejected[:, 6:], lesson.rejected[:, 6:])
     assert lesson.kept[lesson.differs & ~lesson.wrong].all()
     assert not lesson.kept[lesson.differs & lesson.wrong].any()
     assert lesson.kept[~lesson.differs & lesson.wrong].float().mean() > 0.5
@@ -219,13 +221,19 @@ def test_the_judge_learns_from_kept_pairs_alone():
 
 def test_rival_features_multiply_readings_and_words():
     reading, words = readings(3, 12), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
-    made = of_14.by_word(reading, words).reshape(3, 11, 3)
+    made = of_14.by_word(reading[:, :11], words).reshape(3, 11, 3)
+    rubric = torch.rand(3, 16, generator=gen(1)) < 0.5
+    assert torch.equal(of_14.features("Bradley-Terry", reading, words, rubric), made.flatten(1))
     for row in range(3):
         for k in range(11):
             for v, present in enumerate([*words[row].tolist(), 1.0]):
                 assert made[row, k, v] == reading[row, k] * present
-    rubric = torch.zeros(3, 16, dtype=torch.bool)
-    assert not of_14.with_rules(reading, words, rubric)[:, :6].any()
+    told = of_14.features("BT with rules, kept pairs", reading, words, rubric)
+    assert torch.equal(told[:, :6], reading[:, :6] * rubric[:, :6])
+    assert torch.equal(told[:, 6:], made[:, 6:].flatten(1))
+    counted = of_14.features("BT with rule count", reading, words, rubric)
+    assert torch.equal(counted[:, 0], (reading[:, :6] * rubric[:, :6]).sum(1))
+    assert torch.equal(counted[:, 1:], reading[:, 6:11])
 
 
 def test_generic_rubrics_keep_the_found_rules():
@@ -239,10 +247,11 @@ def test_generic_rubrics_keep_the_found_rules():
 
 def test_accuracy_counts_ties_as_one_half():
     exam = SimpleNamespace(
-        truth=torch.tensor([True, False, True, False]), kind=torch.tensor([0, 0, 1, 2])
+        truth=torch.tensor([True, False, True, False, True]),
+        kind=torch.tensor([0, 0, 1, 2, 3]),
     )
-    found = of_14.accuracy(exam, torch.tensor([1.0, 0.5, 0.0, 0.0]))
-    assert found.tolist() == [62.5, 75.0, 0.0, 100.0]
+    found = of_14.accuracy(exam, torch.tensor([1.0, 0.5, 0.0, 0.0, 1.0]))
+    assert found.tolist() == [62.5, 75.0, 0.0, 100.0, 100.0]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -254,3 +263,163 @@ def test_over_subsets_weighs_subsets_not_pairs(seed):
     found = of_14.over_subsets(values, rows)
     by_hand = [values[bar.subset == k].mean(0).numpy() for k in range(1, 5)]
     assert np.allclose(found.numpy(), np.mean(by_hand, axis=0), atol=1e-6)
+
+
+# --- signs of the study
+
+EVERY_RULE = torch.cat([torch.zeros(16, 3), torch.tensor([1.0] * 6 + [0.0] * 10)[:, None]], 1)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """What a run gives to the functions of the study."""
+    p = SimpleNamespace(most=3, least=0.15, votes=3, epochs=40)
+    monkeypatch.setitem(of_14.make_lesson.__globals__, "p", p)
+    return p
+
+
+def apart(count, seed):
+    """Readings that separate: good ones meet more rules and have more of the first look."""
+    good, bad = readings(count, seed), readings(count, seed + 1)
+    good[:, :6], bad[:, :6] = 1.0, 0.0
+    good[:, 6], bad[:, 6] = 0.9, 0.1
+    good[:, 11], bad[:, 11] = 0.1, 0.9
+    return good, bad
+
+
+def lesson_of(kept, seed=20):
+    """Pairs that separate; labels of dropped ones are turned around, and so is the single look."""
+    good, bad = apart(len(kept), seed)
+    chosen, rejected = (torch.where(kept[:, None], *pair) for pair in ((good, bad), (bad, good)))
+    words = (torch.rand(len(kept), 3, generator=gen(seed)) < 0.5).float()
+    rubrics = torch.zeros(len(kept), 16, dtype=torch.bool)
+    rubrics[:, [0, 1, 2, 6]] = True
+    return of_14.Lesson(
+        words, rejected, chosen, chosen, rejected, rubrics, kept, ~kept, torch.ones_like(kept)
+    )
+
+
+def exam_of(count=60, votes=3):
+    good, bad = apart(count, 40)
+    truth = torch.arange(count) % 2 == 0
+    look = tuple(torch.where(truth[:, None], *pair) for pair in ((good, bad), (bad, good)))
+    words = (torch.rand(count, 3, generator=gen(41)) < 0.5).float()
+    return SimpleNamespace(truth=truth, words=words, looks=[look] * votes, rows=torch.arange(count))
+
+
+def test_rivals_learn_from_the_mean_of_looks_and_name_the_better(small):
+    exam, everything = exam_of(), torch.ones(200, dtype=torch.bool)
+    said = of_14.rivals(lesson_of(everything), exam, EVERY_RULE, 0)
+    assert set(said) == set(of_14.RIVALS) | {f"{name}, vote" for name in of_14.PRIORS}
+    for name, verdicts in said.items():
+        assert torch.equal(verdicts == 1, exam.truth), name
+    assert of_14.teach_pairwise(lesson_of(everything), gen(1)).w_in.shape[2] == 32
+
+
+def test_rivals_of_kept_pairs_see_kept_pairs_alone(small):
+    exam, few = exam_of(), torch.arange(200) < 60
+    said = of_14.rivals(lesson_of(few), exam, EVERY_RULE, 0)
+    for name in of_14.PRIORS:
+        wanted = exam.truth if name.endswith("kept pairs") else ~exam.truth
+        assert torch.equal(said[name] == 1, wanted), name
+    mixed = SimpleNamespace(**vars(exam))  # two looks of three turned around
+    mixed.looks = [exam.looks[0], exam.looks[0][::-1], exam.looks[0][::-1]]
+    said = of_14.rivals(lesson_of(torch.ones(200, dtype=torch.bool)), mixed, EVERY_RULE, 0)
+    assert torch.equal(said["BT with rule count"] == 1, exam.truth)
+    assert torch.equal(said["BT with rule count, vote"] == 0, exam.truth)
+
+
+def test_an_exam_has_each_kind_of_pair_and_one_random_pair_a_request(small):
+    pool = of_14.draw_pool(30, 8, 4)
+    exam = of_14.make_exam(pool, gen(1))
+    hard, right, pretty = of_14.pretty_but_wrong(pool)
+    assert exam.kind[: len(hard)].eq(0).all() and not exam.kind[len(hard) :].eq(0).any()
+    assert torch.equal(exam.rows[exam.kind == 0], hard) and len(exam.looks) == 3
+    assert torch.equal(exam.rows[exam.kind == 3], torch.arange(30))
+    first = [0] * len(hard) + [2] * len(hard) + [4] * len(hard) + [6] * 30
+    broken, start = of_14.violations(pool), len(hard)
+    for place, k in enumerate(first):
+        row = int(exam.rows[start + place])
+        differ = bool(broken[row, k] != broken[row, k + 1])
+        if k < 6:
+            assert exam.kind[start + place] == (1 if differ else 2)
+        better = of_14.people_prefer(pool, *torch.tensor([[row], [k], [k + 1]]))
+        assert exam.truth[start + place] == better[0]
+    for place, (good, bad) in enumerate(zip(right.tolist(), pretty.tolist())):
+        row, one = hard[place], exam.looks[0][0][place, 6:11]
+        shown = good if exam.truth[place] else bad
+        assert (one - pool.looks[row, shown]).abs().mean() < 0.3
+
+
+def test_the_pick_of_eight_is_the_best_not_the_worst(small, monkeypatch):
+    names = of_14.make_lesson.__globals__
+    monkeypatch.setitem(names, "SLIP", 0.0)
+    monkeypatch.setitem(names, "BLUR", 0.0)
+    best = torch.randint(8, (40,), generator=gen(3))
+    met = torch.nn.functional.one_hot(best, 8).bool()[:, :, None].expand(40, 8, 6)
+    looks = torch.where(met[:, :, :5], 0.9, 0.1)
+    pool = pool_of([[True] * 6] * 40, met.tolist(), looks.tolist(), [[1.0, 0, 0, 0, 0]] * 40)
+    pool = of_14.replace(pool, words=torch.zeros(40, 3))
+    taught = (EVERY_RULE, torch.tensor([1.0, 0.0]))
+    found = of_14.best_of_eight(lesson_of(torch.ones(200, dtype=torch.bool)), pool, taught, 0)
+    assert found.pop("any picture") == 100 * (best == 0).float().mean()
+    assert set(found) == {"rubrics", *of_14.PRIORS}
+    assert all(share == 100 for share in found.values())
+
+
+def test_variants_use_the_half_and_the_pairs_that_they_name(small):
+    exam, few = exam_of(), torch.arange(200) < 60
+    lesson = lesson_of(few)
+    lesson = of_14.replace(lesson, chosen=lesson.rejected, rejected=lesson.chosen)
+    first, second = (look.clone() for look in exam.looks[0])
+    first[:, 6:], second[:, 6:] = second[:, 6:].clone(), first[:, 6:].clone()
+    exam.looks = [(first, second)] * 3  # the better in rules is the worse in principles
+    generator = EVERY_RULE.clone()
+    generator[6, 3] = 1.0  # writes "more contrast", too
+    pool = SimpleNamespace(asked=torch.ones(60, 6, dtype=torch.bool))
+    weights = torch.tensor([2.0, 1.0])
+    said = of_14.variants(lesson, pool, exam, generator, weights, gen(1))
+    assert torch.equal(said["rules only"] == 1, exam.truth)
+    assert torch.equal(said["principles only"] == 0, exam.truth)
+    for name in ("vote", "request alone", "generic", "all generic", "leaky judge"):
+        assert torch.equal(said[name] == 1, exam.truth), name
+
+
+def test_the_sham_permutes_kept_rubrics_alone(small, monkeypatch):
+    lessons, real = [], of_14.taught
+
+    def taught(lesson, kept):
+        lessons.append((lesson, kept))
+        return real(lesson, kept)
+
+    monkeypatch.setitem(of_14.arms.__globals__, "taught", taught)
+    lesson = of_14.make_lesson(of_14.draw_pool(40, 2, 6), 0.2, gen(1))
+    pool = of_14.draw_pool(8, 8, 7)
+    said, made = of_14.arms(lesson, pool, of_14.make_exam(pool, gen(2)), 0)
+    kept, dropped = lesson.kept, ~lesson.kept
+    assert [int(marks.sum()) for _, marks in lessons] == [
+        int(kept.sum()),
+        40,
+        *[int(kept.sum())] * 2,
+    ]
+    sham = lessons[-1][0].rubrics
+    assert torch.equal(lessons[-1][1], kept) and torch.equal(sham[dropped], lesson.rubrics[dropped])
+    assert not torch.equal(sham, lesson.rubrics)
+    assert sorted(sham[kept].tolist()) == sorted(lesson.rubrics[kept].tolist())
+    assert set(made) == {"rubrics", "no filter", "random drop"} and "sham" in said
+
+
+def test_gains_on_llmbar_are_after_less_before(monkeypatch):
+    names, bar = of_14.change.__globals__, worlds.load_llmbar()
+    monkeypatch.setitem(names, "bar", bar)
+    monkeypatch.setitem(names, "hard", (bar.subset != 0).nonzero()[:, 0])
+    worse, better = torch.zeros(419, 6), torch.ones(419, 6)
+    gains = [next(iter(of_14.change(*pair))) for pair in ((worse, better), (better, worse))]
+    assert gains == [100, -100]
+    upper = torch.rand(419, 6, generator=gen(1)) < 0.5
+    monkeypatch.setitem(names, "upper", upper)
+    monkeypatch.setitem(names, "gained", upper.float())
+    assert of_14.more_specific(np.arange(419)) == 100
+    share = torch.rand(419, 6, generator=gen(2))
+    half = of_14.upper_half(share)
+    assert share[half].mean() > share[~half].mean()
