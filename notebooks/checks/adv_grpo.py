@@ -325,11 +325,7 @@ def _same_pictures(seed):
 
 EXERCISES = {
     "38.1": wb.Exercise(
-        reference=cps_step,
-        inputs=_states,
-        minutes=15,
-        difficulty=3,
-        trials=16,
+        reference=cps_step, inputs=_states, minutes=15, difficulty=3, trials=16,
         wrong={
             "the fresh noise must take the place of old noise: the factor of the old one is "
             "the root of after^2 - s^2": _all_noise_kept,
@@ -338,29 +334,19 @@ EXERCISES = {
             "the width belongs to the level *after* the step": _level_before,
             "the share of fresh noise is sin(eta pi / 2), not eta": _plain_share,
         },
-        hints=[
-            "First the two estimates: the clean picture and the noise.",
-            "With s = after sin(a) the root of after^2 - s^2 is after cos(a).",
-        ],
-    ),
+        hints=["First the two estimates: the clean picture and the noise.",
+               "With s = after sin(a) the root of after^2 - s^2 is after cos(a)."]),
     "38.2": wb.Exercise(
-        reference=hinge_loss,
-        inputs=_logits,
-        minutes=5,
-        difficulty=1,
+        reference=hinge_loss, inputs=_logits, minutes=5, difficulty=1,
         wrong={
             "references are to lie above 1, fakes below -1": _turned,
             "half of each, so that the loss is 1 where all logits are 0": _whole_sum,
             "the margin of 1 is missing": _no_margin,
             "beyond the margin nothing more is to be gained: cut at 0": _no_hinge,
         },
-        hints=["`F.relu` cuts at 0.", "What costs nothing: a reference at 2, a fake at -2."],
-    ),
+        hints=["`F.relu` cuts at 0.", "What costs nothing: a reference at 2, a fake at -2."]),
     "38.3": wb.Exercise(
-        reference=pairwise_loss,
-        inputs=_points,
-        minutes=5,
-        difficulty=2,
+        reference=pairwise_loss, inputs=_points, minutes=5, difficulty=2,
         wrong={
             "the reference is the one that should be ahead": _fakes_ahead,
             "sigmoid(-350) is 0 in float32, its logarithm minus infinity: use softplus or "
@@ -368,14 +354,9 @@ EXERCISES = {
             "only the difference of a pair counts": _each_alone,
             "row k is one pair; the others have other prompts": _all_pairs,
         },
-        hints=["-log sigmoid(z) is softplus(-z)."],
-    ),
+        hints=["-log sigmoid(z) is softplus(-z)."]),
     "38.4": wb.Exercise(
-        reference=picture_reward,
-        inputs=_tokens,
-        minutes=5,
-        difficulty=1,
-        trials=12,
+        reference=picture_reward, inputs=_tokens, minutes=5, difficulty=1, trials=12,
         wrong={
             "patches are averaged, or their number would set the unit": _patches_summed,
             "the first column is the whole picture, not a patch": _whole_twice,
@@ -384,14 +365,9 @@ EXERCISES = {
             "use the argument `share`, it need not be 0.7": _share_fixed,
             "all patches count": _some_patches,
         },
-        hints=["`logits[:, 1:]` are the patches; average over them with `mean(1)`."],
-    ),
+        hints=["`logits[:, 1:]` are the patches; average over them with `mean(1)`."]),
     "38.5": wb.Exercise(
-        reference=batch_scaled,
-        inputs=_opinions,
-        minutes=10,
-        difficulty=2,
-        trials=8,
+        reference=batch_scaled, inputs=_opinions, minutes=10, difficulty=2, trials=8,
         wrong={
             "the deviation is that of the whole batch": _group_deviation,
             "the mean is that of the picture's own prompt": _batch_mean_too,
@@ -399,17 +375,10 @@ EXERCISES = {
             "add 1e-4 to the deviation": _no_floor,
             "hold the result within -5 and 5": _unbounded,
         },
-        hints=[
-            "Subtract the mean prompt by prompt, then divide once.",
-            "The deviation is of the scores, not of what is left after the means.",
-        ],
-    ),
+        hints=["Subtract the mean prompt by prompt, then divide once.",
+               "The deviation is of the scores, not of what is left after the means."]),
     "38.6": wb.Exercise(
-        reference=policy_learns,
-        inputs=_rounds,
-        minutes=10,
-        difficulty=2,
-        trials=48,
+        reference=policy_learns, inputs=_rounds, minutes=10, difficulty=2, trials=48,
         wrong={
             "rounds are counted from 0: the tenth round is number 9": _from_zero,
             "the other one's turn": _the_other,
@@ -419,13 +388,9 @@ EXERCISES = {
             "at equal opinions the policy learns": _ties_teach,
             "with a count, opinions do not matter": _only_hacked,
         },
-        hints=["Two rules, so begin with `if every is not None`."],
-    ),
+        hints=["Two rules, so begin with `if every is not None`."]),
     "38.7": wb.Exercise(
-        reference=ideal_logit,
-        inputs=_gaussians,
-        minutes=10,
-        difficulty=2,
+        reference=ideal_logit, inputs=_gaussians, minutes=10, difficulty=2,
         wrong={
             "the deviations stand before the exponential as well": _no_constants,
             "high where references are more likely than the policy's": _other_way,
@@ -433,48 +398,35 @@ EXERCISES = {
             "far out both densities are 0: take the difference of logarithms": _densities,
             "a deviation is given, not a variance": _variances,
         },
-        hints=[
-            "log N(x; m, s) = -(x - m)^2 / (2 s^2) - log s + a constant.",
-            "The constant with pi cancels in the difference.",
-        ],
-    ),
+        hints=["log N(x; m, s) = -(x - m)^2 / (2 s^2) - log s + a constant.",
+               "The constant with pi cancels in the difference."]),
 }
 
 QUIZZES = {
     "38.q1": wb.Quiz(
         "The co-trained arm is paid by a preference whose last layers learn references. What do "
         "you expect of the *frozen* preference, which is only measured there?",
-        [
-            "its highest gain is about that of the arm that is paid by it",
-            "its highest gain is less than half of that",
-            "it rises at first and is back at its start in the end",
-            "it falls from the start",
-        ],
-        0,
-        "In the study the highest gains are 1.94 points and 1.99 (section 9, and row C1-kept in "
+        ["its highest gain is about that of the arm that is paid by it",
+         "its highest gain is less than half of that",
+         "it rises at first and is back at its start in the end",
+         "it falls from the start"],
+        0, "In the study the highest gains are 1.94 points and 1.99 (section 9, and row C1-kept in "
         "section 12). References are ahead by the frozen preference, too, so whoever comes closer "
-        "to them raises it.",
-    ),
+        "to them raises it."),
     "38.q2": wb.Quiz(
         "The references are pictures of the untrained model. What does the method do?",
-        [
-            "it collapses: the discriminator has no target",
-            "it improves the model as before",
-            "it pulls the policy back to the untrained model, like a KL term",
-            "it drifts at random for ever",
-        ],
-        2,
-        "At the start both sets come from one distribution, and an ideal discriminator's logit "
+        ["it collapses: the discriminator has no target",
+         "it improves the model as before",
+         "it pulls the policy back to the untrained model, like a KL term",
+         "it drifts at random for ever"],
+        2, "At the start both sets come from one distribution, and an ideal discriminator's logit "
         "is 0 everywhere. As soon as the policy leaves, the logit pays for the way back.",
-        holds=_same_pictures,
-    ),
+        holds=_same_pictures),
     "38.q3": wb.Quiz(
         "Three critics late in training. A is right about 0.97 of the pairs, its rewards spread "
         "by 1.1 within a group. B: 0.98 and 0.02. C: 0.51 and 0.6. Which one is too strong?",
         ["A", "B", "C", "A and B"],
-        1,
-        "A and B are right about nearly all pairs, but A still ranks the pictures of a group. B "
+        1, "A and B are right about nearly all pairs, but A still ranks the pictures of a group. B "
         "calls all of them equally bad: what is left of an order is chance. C knows nothing, and "
-        "its spread is noise.",
-    ),
+        "its spread is noise."),
 }

@@ -201,26 +201,17 @@ def _floor(seed):
 
 EXERCISES = {
     "32.1": wb.Exercise(
-        reference=choices,
-        inputs=_prompts,
-        minutes=5,
-        difficulty=1,
+        reference=choices, inputs=_prompts, minutes=5, difficulty=1,
         wrong={
             "pictures of different prompts are no rivals": _across_prompts,
             "only the order counts: take the sign of the difference": _sizes,
             "who loses gets -1, so that the table is antisymmetric": _wins_only,
             "the row's picture is the one that is preferred at +1": _columns,
         },
-        hints=[
-            "`scores[:, None] - scores[None, :]` holds all differences, row less column.",
-            "The same trick with `==` says which pictures share a prompt.",
-        ],
-    ),
+        hints=["`scores[:, None] - scores[None, :]` holds all differences, row less column.",
+               "The same trick with `==` says which pictures share a prompt."]),
     "32.2": wb.Exercise(
-        reference=clipped_log_ratio,
-        inputs=_ratios,
-        minutes=5,
-        difficulty=2,
+        reference=clipped_log_ratio, inputs=_ratios, minutes=5, difficulty=2,
         wrong={
             "return the logarithm of the clipped ratio, not the ratio": _ratio,
             "the bounds belong to the ratio: take their logarithms": _range_of_ratio,
@@ -228,17 +219,11 @@ EXERCISES = {
             "the clip is missing": _never_clipped,
             "the reference is a constant: detach it": _attached,
         },
-        hints=[
-            "The ratio is exp(new - reference). Where does its clip range begin and end on "
-            "the scale of the logarithm?",
-            "`tensor.clamp(low, high)` has gradient 0 outside.",
-        ],
-    ),
+        hints=["The ratio is exp(new - reference). Where does its clip range begin and end on "
+               "the scale of the logarithm?",
+               "`tensor.clamp(low, high)` has gradient 0 outside."]),
     "32.3": wb.Exercise(
-        reference=preference_terms,
-        inputs=_batch,
-        minutes=10,
-        difficulty=3,
+        reference=preference_terms, inputs=_batch, minutes=10, difficulty=3,
         wrong={
             "a pair without a choice is no term: its log 2 must become 0": _ties_kept,
             "the margin is a difference: with a sum both steps become likelier": _both_rise,
@@ -248,18 +233,12 @@ EXERCISES = {
             "the margin is multiplied by the choice, 1 or -1": _without_sign,
             "pictures are the first axis of the log-ratios, steps the second": _wrong_axis,
         },
-        hints=[
-            "`log_ratio[:, None] - log_ratio[None, :]` is [B, B, T]: row's picture less "
-            "column's, at every step.",
-            "`F.logsigmoid` is the logarithm of the logistic function; `wanted[:, :, None]` "
-            "fits the margins.",
-        ],
-    ),
+        hints=["`log_ratio[:, None] - log_ratio[None, :]` is [B, B, T]: row's picture less "
+               "column's, at every step.",
+               "`F.logsigmoid` is the logarithm of the logistic function; `wanted[:, :, None]` "
+               "fits the margins."]),
     "32.4": wb.Exercise(
-        reference=order_advantages,
-        inputs=_tables,
-        minutes=5,
-        difficulty=2,
+        reference=order_advantages, inputs=_tables, minutes=5, difficulty=2,
         wrong={
             "a picture is no rival of itself": _self_counted,
             "losses count as well, with a minus": _no_losses,
@@ -268,58 +247,42 @@ EXERCISES = {
             "a picture without rivals gets 0, not nan": _alone,
             "a picture with an equal mark is a rival too": _decided,
         },
-        hints=[
-            "What is the sum of a row of the table?",
-            "Count the rivals with `groups`; `clamp(min=1)` saves the lonely picture.",
-        ],
-    ),
+        hints=["What is the sum of a row of the table?",
+               "Count the rivals with `groups`; `clamp(min=1)` saves the lonely picture."]),
     "32.5": wb.Exercise(
-        reference=pair_loss,
-        inputs=_pairs,
-        minutes=5,
-        difficulty=2,
+        reference=pair_loss, inputs=_pairs, minutes=5, difficulty=2,
         wrong={
             "nothing has changed yet: both steps still become likelier": _missing_minus,
             "now the rejected step becomes likelier": _minus_in_front,
         },
-        hints=["Descent raises what has a negative slope. Which slopes should the two steps have?"],
-    ),
+        hints=["Descent raises what has a negative slope. Which slopes should the two steps "
+               "have?"]),
 }
 
 QUIZZES = {
     "32.q1": wb.Quiz(
         "Nothing is learned yet: all log-ratios are 0. Three of the four pictures are fine, one "
         "is flawed. How does the push on the flawed one compare with the push on a fine one?",
-        [
-            "equally strong, in opposite directions",
-            "three times as strong, in the opposite direction",
-            "there is no push: all losses are log 2",
-            "it depends on how much crisper the fine ones are",
-        ],
-        1,
-        "The flawed one is in three pairs, a fine one in one. Each pair pushes with half of "
-        "beta, whatever the pictures look like.",
-    ),
+        ["equally strong, in opposite directions",
+         "three times as strong, in the opposite direction",
+         "there is no push: all losses are log 2",
+         "it depends on how much crisper the fine ones are"],
+        1, "The flawed one is in three pairs, a fine one in one. Each pair pushes with half of "
+        "beta, whatever the pictures look like."),
     "32.q2": wb.Quiz(
         "Some 40 % of the pictures are flawed at first, and a fifth of all marks are wrong. "
         "Which arms will have clearly fewer flawed pictures after five rounds, on fresh noise?",
-        [
-            "SFT and RWR: they imitate pictures that were called fine",
-            "those that train the very steps that were taken: D3PO, and DDPO if it runs",
-            "all of them: the marks are the same",
-            "none: a fifth of wrong marks is too much",
-        ],
-        1,
-        "SFT and RWR imitate the policy's own few-step pictures, paleness included. D3PO and "
-        "DDPO also learn from what was rejected.",
-    ),
+        ["SFT and RWR: they imitate pictures that were called fine",
+         "those that train the very steps that were taken: D3PO, and DDPO if it runs",
+         "all of them: the marks are the same",
+         "none: a fifth of wrong marks is too much"],
+        1, "SFT and RWR imitate the policy's own few-step pictures, paleness included. D3PO and "
+        "DDPO also learn from what was rejected."),
     "32.q3": wb.Quiz(
         "Beta and epsilon are 0.1, and the model has learned every pair perfectly. Where is "
         "the loss?",
         ["0.000", "0.347", "0.683", "0.703"],
-        2,
-        "The clipped margin is at most log 1.1 - log 0.9 = 0.2, so the loss is at least "
+        2, "The clipped margin is at most log 1.1 - log 0.9 = 0.2, so the loss is at least "
         "log(1 + exp(-0.02)) = 0.683.",
-        holds=_floor,
-    ),
+        holds=_floor),
 }

@@ -218,126 +218,92 @@ def _halves(seed):
 
 EXERCISES = {
     "01.1": wb.Exercise(
-        reference=step_log_prob,
-        inputs=_step,
-        minutes=5,
-        difficulty=2,
+        reference=step_log_prob, inputs=_step, minutes=5, difficulty=2,
         wrong={
             "the action is data, fixed when it was drawn: detach it, or its gradient cancels that "
             "of the mean": _attached,
             "DDPO takes the mean over the latent numbers, not the sum": _summed,
             "a narrow Gaussian is higher: the terms of the width are missing": _without_width,
         },
-        hints=[
-            "Write down log N(x; m, s^2) of one number, then average over all but the first axis.",
-            "Which of the two, the action or its mean, may carry a gradient?",
-        ],
-    ),
+        hints=["Write down log N(x; m, s^2) of one number, then average over all but the first "
+               "axis.",
+               "Which of the two, the action or its mean, may carry a gradient?"]),
     "01.2": wb.Exercise(
-        reference=prompt_advantages,
-        minutes=5,
-        difficulty=1,
+        reference=prompt_advantages, minutes=5, difficulty=1,
         inputs=_prompts,
         wrong={
-            "every picture competes with those of its own prompt, not with the whole batch": _whole_batch,
+            "every picture competes with those of its own prompt, not with the whole batch":
+                _whole_batch,
             "divide by the standard deviation of the prompt as well": _only_centered,
-            "take the population standard deviation (divide by n): `correction=0`": _sample_spread,
+            "take the population standard deviation (divide by n): `correction=0`":
+                _sample_spread,
             "add 1e-6 to the deviation, else equal rewards divide by zero": _no_floor,
             "add 1e-6 to the deviation, after the square root": _floor_inside,
         },
-        hints=[
-            "Go through `groups.unique()` and fill in the rows of one prompt at a time.",
-            "The rows of a prompt need not be neighbors: use a Boolean mask.",
-        ],
-    ),
+        hints=["Go through `groups.unique()` and fill in the rows of one prompt at a time.",
+               "The rows of a prompt need not be neighbors: use a Boolean mask."]),
     "01.3": wb.Exercise(
-        reference=clipped_terms,
-        inputs=_update,
-        minutes=10,
-        difficulty=3,
+        reference=clipped_terms, inputs=_update, minutes=10, difficulty=3,
         wrong={
             "the loss is the *larger* of the two terms, the more pessimistic one": _smaller,
             "the clipped term alone also silences terms that should pull back": _only_clipped,
             "the clipped term is missing": _never_clipped,
             "each step is a term of its own: no product of ratios over the chain": _chain,
             "the loss is minimized, so that a good action needs a minus sign": _ascent,
-            "an advantage belongs to a picture, the first axis: `advantages[:, None]`": _wrong_axis,
+            "an advantage belongs to a picture, the first axis: `advantages[:, None]`":
+                _wrong_axis,
         },
-        hints=[
-            "What turns a difference of log-probabilities into a ratio?",
-            "Of two losses the larger is the pessimistic one. An advantage is one number a "
-            "picture, a ratio one a picture and step.",
-        ],
-    ),
+        hints=["What turns a difference of log-probabilities into a ratio?",
+               "Of two losses the larger is the pessimistic one. An advantage is one number a "
+               "picture, a ratio one a picture and step."]),
     "01.4": wb.Exercise(
-        reference=remembered_advantages,
-        minutes=5,
-        difficulty=2,
-        inputs=_rounds,
+        reference=remembered_advantages, minutes=5, difficulty=2, inputs=_rounds,
         wrong={
             "put the new rewards into the memory first: the statistics are of both": _only_past,
             "the past is missing: a round in which all pictures are better must get positive "
             "advantages": _only_present,
             "take the population deviation (divide by n): `correction=0`": _sample_deviation,
-            "add 1e-6 to the deviation, else equal rewards divide by zero": _no_floor_remembered,
+            "add 1e-6 to the deviation, else equal rewards divide by zero":
+                _no_floor_remembered,
         },
-        hints=[
-            "What does the prompt's average reward become when the new rewards have joined the "
-            "memory?",
-            "Mean and deviation are taken over a longer tensor than the one that you return.",
-        ],
-    ),
+        hints=["What does the prompt's average reward become when the new rewards have joined the "
+               "memory?", "Mean and deviation are taken over a longer tensor than the one that you "
+               "return."]),
     "01.5": wb.Exercise(
-        reference=silenced_share,
-        minutes=10,
-        difficulty=3,
-        inputs=_batch,
+        reference=silenced_share, minutes=10, difficulty=3, inputs=_batch,
         wrong={
             "that counts all ratios outside the range; some of them still pull back": _outside,
             "the other way round: those are the terms that pull back": _pulling_back,
             "a term with advantage 0 has no gradient that the clip could take": _zero_counted,
         },
-        hints=[
-            "Take A > 0 and a ratio far above 1. Which of the two terms is the larger, and does "
-            "it depend on the ratio?"
-        ],
-    ),
+        hints=["Take A > 0 and a ratio far above 1. Which of the two terms is the larger, and does "
+               "it depend on the ratio?"]),
 }
 
 QUIZZES = {
     "01.q1": wb.Quiz(
         "All weights were shaken a little, in random directions. What do the four ratios become?",
-        [
-            "below 1: the actions were drawn by the old weights",
-            "above 1 for good pictures, below 1 for bad ones",
-            "above 1 for some, below 1 for others, whatever their scores",
-            "exactly 1: the pictures are already drawn",
-        ],
-        2,
-        "Nobody told the weights where to go. A drawn action lies beside its mean, so a small "
+        ["below 1: the actions were drawn by the old weights",
+         "above 1 for good pictures, below 1 for bad ones",
+         "above 1 for some, below 1 for others, whatever their scores",
+         "exactly 1: the pictures are already drawn"],
+        2, "Nobody told the weights where to go. A drawn action lies beside its mean, so a small "
         "move of the mean may come nearer to it or go away. (A large move leaves nearly all "
-        "actions behind: then all ratios fall.)",
-    ),
+        "actions behind: then all ratios fall.)"),
     "01.q2": wb.Quiz(
         "After equally many reward queries, which order of gains do you expect in the figures "
         "below?",
-        [
-            "IS and SF nearly level, both far above RWR; the sham wanders",
-            "IS far above SF: four updates instead of one; then RWR, then the sham",
-            "RWR first: it copies its best pictures; the sham falls",
-            "all alike, the sham included: any training on one's own pictures colors them",
-        ],
-        0,
-        "The paper also reports IS slightly above SF and both far above RWR. Here SF's higher "
-        "rate makes up for its fewer updates.",
-    ),
+        ["IS and SF nearly level, both far above RWR; the sham wanders",
+         "IS far above SF: four updates instead of one; then RWR, then the sham",
+         "RWR first: it copies its best pictures; the sham falls",
+         "all alike, the sham included: any training on one's own pictures colors them"],
+        0, "The paper also reports IS slightly above SF and both far above RWR. Here SF's higher "
+        "rate makes up for its fewer updates."),
     "01.q3": wb.Quiz(
         "The latents get 4 times as many numbers, and an update moves the mean of each by as many "
         "standard deviations as before. By which factor does the spread of the log-ratio change?",
         ["4", "1/2", "1/4", "it stays"],
-        1,
-        "It is d / sqrt(D): half of it at 4 D. So the clip range of a large model is too "
+        1, "It is d / sqrt(D): half of it at 4 D. So the clip range of a large model is too "
         "narrow for a small one: 1e-4 at 16,384 numbers becomes 6e-4 at 512.",
-        holds=_halves,
-    ),
+        holds=_halves),
 }

@@ -321,33 +321,25 @@ def _vanishes(seed):
 
 EXERCISES = {
     "02.1": wb.Exercise(
-        reference=sde_step,
-        inputs=_step,
-        trials=8,
-        minutes=10,
-        difficulty=2,
+        reference=sde_step, inputs=_step, trials=8, minutes=10, difficulty=2,
         wrong={
-            "the noise comes on top: the drift must take it out again (second part of the bracket)": _uncorrected,
+            "the noise comes on top: the drift must take it out again (second part of the bracket)":
+                _uncorrected,
             "sampling goes down: the time step `after - now` is negative": _upward,
             "the second part of the bracket has the sign of the velocity": _added,
             "E[x1 | x] is x + (1 - t) v; x - t v is the clean latent": _of_noise,
             "the width of a step is s times the root of its length": _rate_as_width,
             "the width grows with the root of the length, not with the length": _linear_width,
             "`top` stands in for a level of 1 only: take the smaller of the two": _always_top,
-            "`top` belongs to the denominator alone: the numerator of the root is the level itself": _top_twice,
+            "`top` belongs to the denominator alone: the numerator of the root is the level itself":
+                _top_twice,
             "the second part of the bracket is s^2 / (2 t), not s^2 / t": _without_half,
         },
-        hints=[
-            "Compute s first, then the bracket, then the mean. `after - now` is -Delta.",
-            "The root holds now / (1 - min(now, top)); min(now, top) is the level itself everywhere "
-            "but at the first step.",
-        ],
-    ),
+        hints=["Compute s first, then the bracket, then the mean. `after - now` is -Delta.",
+               "The root holds now / (1 - min(now, top)); min(now, top) is the level itself everywhere "
+               "but at the first step."]),
     "02.2": wb.Exercise(
-        reference=group_advantages,
-        inputs=_captions,
-        minutes=5,
-        difficulty=1,
+        reference=group_advantages, inputs=_captions, minutes=5, difficulty=1,
         wrong={
             "the baseline is the mean of the picture's own group": _whole_batch,
             "the divisor is one for the whole batch, not one a group": _group_deviation,
@@ -356,38 +348,29 @@ EXERCISES = {
             "take the population deviation (divide by n): `correction=0`": _sample_deviation,
             "add 1e-4 to the deviation": _no_floor,
         },
-        hints=[
-            "Go through `groups.unique()` and fill in the rows of one group at a time.",
-            "The division comes last, once for all.",
-        ],
-    ),
+        hints=["Go through `groups.unique()` and fill in the rows of one group at a time.",
+               "The division comes last, once for all."]),
     "02.3": wb.Exercise(
-        reference=clipped_terms,
-        inputs=_update,
-        minutes=10,
-        difficulty=2,
+        reference=clipped_terms, inputs=_update, minutes=10, difficulty=2,
         wrong={
             "the loss is the *larger* of the two terms, the more pessimistic one": _smaller,
             "the clipped term alone also silences terms that should pull back": _only_clipped,
             "the clipped term is missing": _never_clipped,
             "each step is a term of its own: no product of ratios over the path": _chain,
             "the loss is minimized, so that a good step needs a minus sign": _ascent,
-            "an advantage belongs to a picture, the first axis: `advantages[:, None]`": _wrong_axis,
-            "a ratio of probabilities is the exponential of a difference of log-probabilities": _quotient,
+            "an advantage belongs to a picture, the first axis: `advantages[:, None]`":
+                _wrong_axis,
+            "a ratio of probabilities is the exponential of a difference of log-probabilities":
+                _quotient,
         },
-        hints=[
-            "What turns a difference of log-probabilities into a ratio?",
-            "Of two losses the larger is the pessimistic one.",
-        ],
-    ),
+        hints=["What turns a difference of log-probabilities into a ratio?",
+               "Of two losses the larger is the pessimistic one."]),
     "02.4": wb.Exercise(
-        reference=nft_terms,
-        inputs=_velocities,
-        minutes=10,
-        difficulty=3,
+        reference=nft_terms, inputs=_velocities, minutes=10, difficulty=3,
         wrong={
             "the old velocity is data: detach it": _attached,
-            "good pictures (optimality near 1) belong to the branch toward the new velocity": _swapped,
+            "good pictures (optimality near 1) belong to the branch toward the new velocity":
+                _swapped,
             "divide by b": _unscaled,
             "the second branch is missing: it is what bad pictures teach": _positive_only,
             "the branch away from the new velocity has an error of its own; a negative error has "
@@ -395,97 +378,66 @@ EXERCISES = {
             "the mirror image of the new velocity is (1 + b) old - b new": _no_mirror,
             "the error of a branch is `branch_error`, not the plain mean square": _plain,
         },
-        hints=[
-            "toward and away lie on both sides of the old velocity, b times the change apart.",
-            "`branch_error` returns [B], the optimality is [B].",
-        ],
-    ),
+        hints=["toward and away lie on both sides of the old velocity, b times the change apart.",
+               "`branch_error` returns [B], the optimality is [B]."]),
     "02.5": wb.Exercise(
-        reference=repaired_step,
-        inputs=_line,
-        minutes=8,
-        difficulty=3,
+        reference=repaired_step, inputs=_line, minutes=8, difficulty=3,
         wrong={
             "that is the bug: noise without its drift": _forgotten,
-            "half of s^2: noise of width s adds s^2/2 times the second derivative of the density": _twice,
+            "half of s^2: noise of width s adds s^2/2 times the second derivative of the density":
+                _twice,
             "the correction pulls the other way: time runs down": _wrong_way,
         },
-        hints=[
-            "Noise adds s^2/2 times the second derivative of p to the Fokker-Planck equation. A "
-            "drift of s^2/2 times the derivative of log p cancels it.",
-            "The derivative of log p is -(x + (1 - t) v) / t, and v = k x.",
-        ],
-    ),
+        hints=["Noise adds s^2/2 times the second derivative of p to the Fokker-Planck equation. A "
+               "drift of s^2/2 times the derivative of log p cancels it.",
+               "The derivative of log p is -(x + (1 - t) v) / t, and v = k x."]),
     "02.6": wb.Exercise(
-        reference=best_velocity,
-        inputs=_parabola,
-        minutes=10,
-        difficulty=3,
+        reference=best_velocity, inputs=_parabola, minutes=10, difficulty=3,
         wrong={
             "the branches are b times the change apart: divide by b": _without_strength,
-            "below optimality 1/2 the best velocity lies on the far side of the old one": _never_away,
+            "below optimality 1/2 the best velocity lies on the far side of the old one":
+                _never_away,
             "start from the old velocity": _from_zero,
             "a large b makes a small step: divide by b": _times_strength,
         },
-        hints=[
-            "Write v = old + d and set the derivative with respect to d to zero.",
-            "The two squares are |b d - g|^2 and |-b d - g|^2 with g = target - old.",
-        ],
-    ),
+        hints=["Write v = old + d and set the derivative with respect to d to zero.",
+               "The two squares are |b d - g|^2 and |-b d - g|^2 with g = target - old."]),
 }
 
 QUIZZES = {
     "02.q1": wb.Quiz(
         "All weights were shaken a little, in random directions. What do the four ratios become?",
-        [
-            "below 1, since the steps were drawn by the old weights",
-            "above 1 for the good pictures and below 1 for the bad ones",
-            "exactly 1, since the pictures are already drawn",
-            "above 1 for some pictures and below 1 for others",
-        ],
-        3,
-        "Nobody told the weights where to go. A drawn latent lies beside the mean of its step, "
-        "so a small move of the mean may come nearer to it or go away.",
-        holds=_any_way,
-    ),
+        ["below 1, since the steps were drawn by the old weights",
+         "above 1 for the good pictures and below 1 for the bad ones",
+         "exactly 1, since the pictures are already drawn",
+         "above 1 for some pictures and below 1 for others"],
+        3, "Nobody told the weights where to go. A drawn latent lies beside the mean of its step, "
+        "so a small move of the mean may come nearer to it or go away.", holds=_any_way),
     "02.q2": wb.Quiz(
         "How many pictures must the model draw and have scored until NFT's exact answers have "
         "risen clearly?",
-        [
-            "about a hundred: one round shows what is missing",
-            "a few thousand",
-            "about fifty thousand",
-            "a few million, as in the pretraining of such models",
-        ],
-        1,
-        "A score says how good a whole picture is, not what is wrong with it, and most of the "
+        ["about a hundred: one round shows what is missing",
+         "a few thousand",
+         "about fifty thousand",
+         "a few million, as in the pretraining of such models"],
+        1, "A score says how good a whole picture is, not what is wrong with it, and most of the "
         "differences within a group are luck. The curves of section 9 have risen clearly after "
-        "24 rounds of 96 pictures. The paper takes more than a million for a large model.",
-    ),
+        "24 rounds of 96 pictures. The paper takes more than a million for a large model."),
     "02.q3": wb.Quiz(
         "5e-5 is the main rate. What happens within 40 rounds at 1e-3, twenty times as much?",
-        [
-            "it learns twenty times as fast",
-            "it learns as fast, since gradients are clipped",
-            "exact answers fall: the pictures no longer follow their captions",
-            "nothing: the updates cancel each other",
-        ],
-        2,
-        "Each update then moves the weights further than the scores of 48 pictures can justify. "
-        "What they say about luck is followed as far as what they say about the caption.",
-    ),
+        ["it learns twenty times as fast",
+         "it learns as fast, since gradients are clipped",
+         "exact answers fall: the pictures no longer follow their captions",
+         "nothing: the updates cancel each other"],
+        2, "Each update then moves the weights further than the scores of 48 pictures can justify. "
+        "What they say about luck is followed as far as what they say about the caption."),
     "02.q4": wb.Quiz(
         "The pictures of a group start from one noise, and the noise of the steps goes to 0. What "
         "becomes of the group's advantages, with the divisor of section 4?",
-        [
-            "they grow, since log-probabilities grow",
-            "they stay: advantages are standardized",
-            "they vanish: all paths coincide",
-        ],
-        2,
-        "Equal paths have equal scores, so every score is its group's mean. The divisor is the "
+        ["they grow, since log-probabilities grow",
+         "they stay: advantages are standardized",
+         "they vanish: all paths coincide"],
+        2, "Equal paths have equal scores, so every score is its group's mean. The divisor is the "
         "deviation of the batch, which other captions keep above 0. Divided by the group's own "
-        "deviation they would stay until the very end.",
-        holds=_vanishes,
-    ),
+        "deviation they would stay until the very end.", holds=_vanishes),
 }

@@ -251,105 +251,77 @@ def _eight(seed):
 
 EXERCISES = {
     "36.1": wb.Exercise(
-        reference=front_of,
-        inputs=_rows,
-        minutes=10,
-        difficulty=3,
+        reference=front_of, inputs=_rows, minutes=10, difficulty=3,
         wrong={
-            "being better in *one* reward is enough, if it is as good in the others": _beaten_everywhere,
-            "two equal rows do not dominate each other: some reward must be strictly better": _ties_beat,
+            "being better in *one* reward is enough, if it is as good in the others":
+                _beaten_everywhere,
+            "two equal rows do not dominate each other: some reward must be strictly better":
+                _ties_beat,
             "the other way round: those rows dominate nobody": _who_beats_nobody,
             "a row must be at least as good in *all* rewards to dominate": _somewhere_better,
             "the winners of single rewards are on the front, but they are not all of it": _winners,
         },
-        hints=[
-            "Two Boolean tables [N, N]: i is at least as good as j everywhere; i is better "
-            "than j somewhere. Both together: i dominates j.",
-            "A row is lost if *any* other row dominates it: reduce over the axis of the "
-            "dominating rows.",
-        ],
-    ),
+        hints=["Two Boolean tables [N, N]: i is at least as good as j everywhere; i is better "
+               "than j somewhere. Both together: i dominates j.",
+               "A row is lost if *any* other row dominates it: reduce over the axis of the "
+               "dominating rows."]),
     "36.2": wb.Exercise(
-        reference=own_reward,
-        inputs=_units,
-        minutes=5,
-        difficulty=2,
+        reference=own_reward, inputs=_units, minutes=5, difficulty=2,
         wrong={
             "shift by the lowest, not by the mean: the own reward is never negative": _centered,
             "raw rewards: shift and divide": _raw,
             "divide by the spread too": _only_shifted,
-            "take the population standard deviation (divide by n): `correction=0`": _sample_spread,
-            "the lowest of the prompt, reward by reward, not the lowest of the picture": _lowest_of_the_picture,
+            "take the population standard deviation (divide by n): `correction=0`":
+                _sample_spread,
+            "the lowest of the prompt, reward by reward, not the lowest of the picture":
+                _lowest_of_the_picture,
             "add 1e-6 to the spread, else equal rewards divide by zero": _no_floor,
             "only the reward of the picture's own token counts here": _all_rewards,
         },
-        hints=[
-            "Shift and divide the whole table first, column by column.",
-            "`table.gather(1, token[:, None])` picks one column in each row.",
-        ],
-    ),
+        hints=["Shift and divide the whole table first, column by column.",
+               "`table.gather(1, token[:, None])` picks one column in each row."]),
     "36.3": wb.Exercise(
-        reference=parrot_weights,
-        inputs=_batch,
-        minutes=10,
-        difficulty=3,
+        reference=parrot_weights, inputs=_batch, minutes=10, difficulty=3,
         wrong={
             "pictures compete with those of their own prompt only": _over_all,
             "divide by the size of the front, not by the number of pictures": _by_group_size,
             "the dominated pictures get 0: the selection is missing": _no_selection,
             "average over the prompts: divide by their number": _not_over_prompts,
-            "the own reward is shifted by the lowest of the whole prompt, not of the front": _only_the_front,
+            "the own reward is shifted by the lowest of the whole prompt, not of the front":
+                _only_the_front,
         },
-        hints=[
-            "Go through `groups.unique()` and fill in one prompt's rows at a time.",
-            "For one prompt: own reward, times the front (True is 1), over the number on the "
-            "front.",
-        ],
-    ),
+        hints=["Go through `groups.unique()` and fill in one prompt's rows at a time.",
+               "For one prompt: own reward, times the front (True is 1), over the number on the "
+               "front."]),
     "36.4": wb.Exercise(
-        reference=expected_front,
-        inputs=_sizes,
-        minutes=10,
-        difficulty=3,
+        reference=expected_front, inputs=_sizes, minutes=10, difficulty=3,
         wrong={
             "that is the share; the expected number is asked for": _share,
             "one sum too many: K_1 is 1, without any sum": _one_too_many,
             "the sum runs to N, N included": _one_too_few,
             "the sums are nested: K_3 is not the square of K_2": _power,
         },
-        hints=[
-            "Keep a whole list: K_{m-1}(1), ..., K_{m-1}(N).",
-            "`np.cumsum` turns the list for m - 1 into the list for m.",
-        ],
-    ),
+        hints=["Keep a whole list: K_{m-1}(1), ..., K_{m-1}(N).",
+               "`np.cumsum` turns the list for m - 1 into the list for m."]),
     "36.5": wb.Exercise(
-        reference=two_prompt_guidance,
-        inputs=_three,
-        minutes=5,
-        difficulty=1,
+        reference=two_prompt_guidance, inputs=_three, minutes=5, difficulty=1,
         wrong={
             "the empty prompt has a weight too: all three sum to 1": _no_empty,
             "no average: classifier-free guidance goes *beyond* the predictions": _averaged,
             "w1 belongs to the original prompt": _swapped,
         },
-        hints=["With w2 = 0 it must be ordinary guidance: w1 e(c) + (1 - w1) e(empty)."],
-    ),
+        hints=["With w2 = 0 it must be ordinary guidance: w1 e(c) + (1 - w1) e(empty)."]),
     "36.6": wb.Exercise(
-        reference=dominated_area,
-        inputs=_points,
-        minutes=10,
-        difficulty=3,
+        reference=dominated_area, inputs=_points, minutes=10, difficulty=3,
         wrong={
             "boxes overlap, so that their areas do not add up": _sum_of_boxes,
             "this is the box around all points": _around_all,
             "this is the largest single box": _largest_box,
-            "a stripe is as high as the tallest point at its right or beyond: `cummax`": _own_height,
+            "a stripe is as high as the tallest point at its right or beyond: `cummax`":
+                _own_height,
         },
-        hints=[
-            "Sort by the first reward, highest first. Between two neighbors lies a stripe.",
-            "The stripe is as high as the tallest point so far.",
-        ],
-    ),
+        hints=["Sort by the first reward, highest first. Between two neighbors lies a stripe.",
+               "The stripe is as high as the tallest point so far."]),
 }
 
 QUIZZES = {
@@ -357,23 +329,17 @@ QUIZZES = {
         "24 pictures of one prompt, three independent rewards. How many stand on the front, on "
         "average?",
         ["3, the winner of each reward", "about 8", "12, half of them", "1, the best"],
-        1,
-        "K_3(24) is 7.7: the winners of single rewards and all that are good in pairs. So two "
+        1, "K_3(24) is 7.7: the winners of single rewards and all that are good in pairs. So two "
         "thirds of the pictures teach nothing.",
-        holds=_eight,
-    ),
+        holds=_eight),
     "36.q2": wb.Quiz(
         "After eight rounds with equally many pictures, which order of the mean gain of the three "
         "truths do you expect?",
-        [
-            "Parrot first, then the two sums, the shuffled arm last",
-            "the two sums a little ahead of Parrot, the shuffled arm last",
-            "look alone first, since it has one goal only; the shuffled arm last",
-            "all within each other's luck, the shuffled arm included",
-        ],
-        1,
-        "The study measured 0.16 and 0.13 for the sums, 0.04 for Parrot and -0.20 for the "
+        ["Parrot first, then the two sums, the shuffled arm last",
+         "the two sums a little ahead of Parrot, the shuffled arm last",
+         "look alone first, since it has one goal only; the shuffled arm last",
+         "all within each other's luck, the shuffled arm included"],
+        1, "The study measured 0.16 and 0.13 for the sums, 0.04 for Parrot and -0.20 for the "
         "shuffled arm. A sum learns from all 48 pictures of a round, Parrot from a third of them, "
-        "and without pushing any away. (The lead of the sums is not beyond doubt: see row C1.)",
-    ),
+        "and without pushing any away. (The lead of the sums is not beyond doubt: see row C1.)"),
 }

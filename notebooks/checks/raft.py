@@ -229,10 +229,7 @@ def _half(seed):
 
 EXERCISES = {
     "30.1": wb.Exercise(
-        reference=best_rows,
-        inputs=_samples,
-        minutes=5,
-        difficulty=1,
+        reference=best_rows, inputs=_samples, minutes=5, difficulty=1,
         wrong={
             "keep the highest score of each prompt, not the lowest": _worst,
             "return the row in the batch, not the place inside the prompt": _place_inside,
@@ -241,32 +238,21 @@ EXERCISES = {
             "return row numbers, not the scores": _their_scores,
             "rewards may be negative: a product with the mask makes strangers 0": _times_mask,
         },
-        hints=[
-            "Go through `groups.unique()`; which rows belong to a group?",
-            "`nonzero` turns a mask into row numbers; `argmax` of some rows is a place among them.",
-        ],
-    ),
+        hints=["Go through `groups.unique()`; which rows belong to a group?",
+               "`nonzero` turns a mask into row numbers; `argmax` of some rows is a place among "
+               "them."]),
     "30.2": wb.Exercise(
-        reference=imitation_loss,
-        inputs=_texts,
-        minutes=5,
-        difficulty=1,
+        reference=imitation_loss, inputs=_texts, minutes=5, difficulty=1,
         wrong={
             "every word counts the same: a mean over words, not over texts": _over_texts,
             "take the mean, so that the rate does not depend on how much was kept": _summed,
             "padding does not count: use the mask": _without_mask,
             "a loss falls when log p rises: the sign is missing": _ascent,
         },
-        hints=[
-            "Which entries of log_probs were chosen by the model?",
-            "A Boolean mask as an index gives a flat tensor of what it marks.",
-        ],
-    ),
+        hints=["Which entries of log_probs were chosen by the model?",
+               "A Boolean mask as an index gives a flat tensor of what it marks."]),
     "30.3": wb.Exercise(
-        reference=anchored_scores,
-        inputs=_ranked,
-        minutes=10,
-        difficulty=2,
+        reference=anchored_scores, inputs=_ranked, minutes=10, difficulty=2,
         wrong={
             "what the base would hardly write must rank lower: subtract": _other_sign,
             "the ratio is that of the whole text: sum over its words": _mean_ratio,
@@ -274,32 +260,22 @@ EXERCISES = {
             "ranks carry no gradient: detach the ratio": _attached,
             "the base is missing: a ratio compares two models": _only_now,
         },
-        hints=[
-            "The log of a product of chances is a sum.",
-            "`detach` gives the same numbers without a graph.",
-        ],
-    ),
+        hints=["The log of a product of chances is a sum.",
+               "`detach` gives the same numbers without a graph."]),
     "30.4": wb.Exercise(
-        reference=flow_loss,
-        inputs=_pictures,
-        minutes=10,
-        difficulty=3,
+        reference=flow_loss, inputs=_pictures, minutes=10, difficulty=3,
         wrong={
             "the velocity leads from picture to noise: noise - clean": _backwards,
             "sigma is the share of noise": _other_share,
             "a flow predicts the velocity, not the noise": _predicts_noise,
-            "a share belongs to a picture, the first axis: `sigma[:, None, None, None]`": _wrong_axis,
+            "a share belongs to a picture, the first axis: `sigma[:, None, None, None]`":
+                _wrong_axis,
             "take the mean over all numbers, not the sum": _summed_flow,
         },
-        hints=[
-            "Mix first: at sigma = 0 the network sees the picture, at 1 the noise.",
-            "Shapes: sigma is [B], latents are [B, C, h, w].",
-        ],
-    ),
+        hints=["Mix first: at sigma = 0 the network sees the picture, at 1 the noise.",
+               "Shapes: sigma is [B], latents are [B, C, h, w]."]),
     "30.5": wb.Exercise(
-        reference=soft_weights,
-        minutes=10,
-        difficulty=2,
+        reference=soft_weights, minutes=10, difficulty=2,
         inputs=lambda generator: [100 + torch.randn(12, generator=generator), 4, 0.7],
         wrong={
             "normalize within each prompt": _batch_softmax,
@@ -308,15 +284,10 @@ EXERCISES = {
             "a small tau is a hard choice: divide by it": _times_tau,
             "samples of a prompt are neighbors: view as [prompts, k]": _wrong_neighbors,
         },
-        hints=[
-            "View the scores as [prompts, k] and take a softmax over the last axis.",
-            "`exp` of a large reward overflows; `softmax` does not.",
-        ],
-    ),
+        hints=["View the scores as [prompts, k] and take a softmax over the last axis.",
+               "`exp` of a large reward overflows; `softmax` does not."]),
     "30.6": wb.Exercise(
-        reference=fixed_best,
-        minutes=5,
-        difficulty=2,
+        reference=fixed_best, minutes=5, difficulty=2,
         inputs=lambda generator: [torch.randn(12, generator=generator), 3, 4],
         wrong={
             "that is the bug: the view takes neighbors for samples of one prompt": _broken,
@@ -324,52 +295,30 @@ EXERCISES = {
             "rows of a sample are `prompts` long, not `k`": _by_k,
             "the offset belongs to the old order: a row is sample * prompts + prompt": _old_offset,
         },
-        hints=[
-            "Which rows belong to prompt 0 in that order?",
-            "The first axis of the view must be the sample.",
-        ],
-    ),
+        hints=["Which rows belong to prompt 0 in that order?",
+               "The first axis of the view must be the sample."]),
 }
 
 QUIZZES = {
     "30.q1": wb.Quiz(
         "One step of imitation makes the winner likelier. What becomes of the three texts that "
         "were thrown away?",
-        [
-            "all three rise",
-            "all three fall",
-            "some rise and some fall",
-            "nothing moves: they are not in the loss",
-        ],
-        2,
-        "All texts share weights and words, and the chances of next words sum to one. A text "
-        "that has words in common with the winner may even rise.",
-    ),
+        ["all three rise", "all three fall", "some rise and some fall",
+         "nothing moves: they are not in the loss"],
+        2, "All texts share weights and words, and the chances of next words sum to one. A text "
+        "that has words in common with the winner may even rise."),
     "30.q2": wb.Quiz(
         "RAFT and PPO get the same texts. At equal surprise at human sentences, who has gained "
         "more reward?",
-        [
-            "RAFT: it imitates whole good texts",
-            "PPO: it also learns from bad texts",
-            "they are level within a tenth",
-            "neither gains anything at this size",
-        ],
-        1,
-        "The paper reports RAFT ahead. Here a winner's neutral words pull as well, which costs "
-        "fluency; where bad texts are pushed down, they cancel. Section 8 measures how much.",
-    ),
+        ["RAFT: it imitates whole good texts", "PPO: it also learns from bad texts",
+         "they are level within a tenth", "neither gains anything at this size"],
+        1, "The paper reports RAFT ahead. Here a winner's neutral words pull as well, which costs "
+        "fluency; where bad texts are pushed down, they cancel. Section 8 measures how much."),
     "30.q3": wb.Quiz(
         "Truth and noise have spread 1, and the winner of K by their sum is kept. Its truth grows "
         "with K",
-        [
-            "as fast as its reward",
-            "half as fast as its reward",
-            "not at all",
-            "for a while, then it falls again",
-        ],
-        1,
-        "Truth and noise share the winner's excess equally: half of what the reward promises "
-        "is luck.",
-        holds=_half,
-    ),
+        ["as fast as its reward", "half as fast as its reward", "not at all",
+         "for a while, then it falls again"],
+        1, "Truth and noise share the winner's excess equally: half of what the reward promises "
+        "is luck.", holds=_half),
 }

@@ -250,61 +250,43 @@ def _quarter(seed):
 
 EXERCISES = {
     "37.1": wb.Exercise(
-        reference=guarded_advantages,
-        inputs=_prompts,
-        minutes=10,
-        difficulty=2,
+        reference=guarded_advantages, inputs=_prompts, minutes=10, difficulty=2,
         wrong={
-            "standardize each score before you add them: raw sums follow the larger spread": _raw_sum,
-            "every picture competes with those of its own prompt, not with the whole batch": _whole_batch,
+            "standardize each score before you add them: raw sums follow the larger spread":
+                _raw_sum,
+            "every picture competes with those of its own prompt, not with the whole batch":
+                _whole_batch,
             "the guard's weight is missing": _no_weight,
-            "the sum is standardized once more, else a heavy guard means large updates": _only_summed,
+            "the sum is standardized once more, else a heavy guard means large updates":
+                _only_summed,
             "take the population deviation (divide by n): `correction=0`": _sample_spread,
-            "add 1e-4 to the deviation: a guard that says the same everywhere divides by zero": _no_floor,
+            "add 1e-4 to the deviation: a guard that says the same everywhere divides by zero":
+                _no_floor,
         },
-        hints=[
-            "Write a helper that standardizes [n] numbers and use it three times.",
-            "Go through `groups.unique()` and fill in the rows of one prompt at a time.",
-        ],
-    ),
+        hints=["Write a helper that standardizes [n] numbers and use it three times.",
+               "Go through `groups.unique()` and fill in the rows of one prompt at a time."]),
     "37.2": wb.Exercise(
-        reference=p_whole,
-        inputs=_words,
-        minutes=5,
-        difficulty=2,
+        reference=p_whole, inputs=_words, minutes=5, difficulty=2,
         wrong={
             "spellings add up, the last must not overwrite the others": _last_spelling,
             "this is the chance that the picture is broken": _broken,
             "add probabilities, not logarithms": _logs_added,
             "add the spellings' probabilities, do not average them": _mean_spelling,
         },
-        hints=[
-            "`logsumexp` adds probabilities that are given as logarithms.",
-            "P / (P + Q) is a sigmoid of log P - log Q.",
-        ],
-    ),
+        hints=["`logsumexp` adds probabilities that are given as logarithms.",
+               "P / (P + Q) is a sigmoid of log P - log Q."]),
     "37.3": wb.Exercise(
-        reference=pair_accuracy,
-        inputs=_some_pairs,
-        minutes=5,
-        difficulty=1,
+        reference=pair_accuracy, inputs=_some_pairs, minutes=5, difficulty=1,
         wrong={
             "a tie counts half: a reward that cannot tell is not wrong": _ties_lost,
             "a tie counts half: a reward that cannot tell is not right": _ties_won,
             "a tie stays among the pairs and counts half": _ties_left_out,
             "right means that the whole picture scores higher": _turned,
         },
-        hints=[
-            "Two comparisons, `>` and `==`, each turned into numbers.",
-            "A reward that says the same about all pictures must get 0.5.",
-        ],
-    ),
+        hints=["Two comparisons, `>` and `==`, each turned into numbers.",
+               "A reward that says the same about all pictures must get 0.5."]),
     "37.4": wb.Exercise(
-        reference=share_at,
-        inputs=_curve,
-        minutes=10,
-        difficulty=2,
-        trials=16,
+        reference=share_at, inputs=_curve, minutes=10, difficulty=2, trials=16,
         wrong={
             "`interp` needs gains that only rise: walk from look to look": _interpolated,
             "a look whose gain *equals* the target has reached it, the first one too": _beyond,
@@ -312,17 +294,11 @@ EXERCISES = {
             "take the line between the look before and the look after": _no_line,
             "if the target is never reached, take the last look": _largest_gain,
         },
-        hints=[
-            "Go through the looks and stop at the first that reaches the target.",
-            "Between two looks a part (target - gain before) / (gain after - gain before) "
-            "of the way is gone.",
-        ],
-    ),
+        hints=["Go through the looks and stop at the first that reaches the target.",
+               "Between two looks a part (target - gain before) / (gain after - gain before) "
+               "of the way is gone."]),
     "37.5": wb.Exercise(
-        reference=shares_of_say,
-        inputs=_bank,
-        minutes=10,
-        difficulty=3,
+        reference=shares_of_say, inputs=_bank, minutes=10, difficulty=3,
         wrong={
             "differences between prompts do not reach the advantages: take the spread within "
             "groups": _whole_spread,
@@ -330,38 +306,25 @@ EXERCISES = {
             "a weight says little without the spread": _weights_alone,
             "shares sum to 1": _not_shared,
         },
-        hints=[
-            "First subtract from each score the mean of its prompt.",
-            "Then the root of the mean square of each row, times the weight.",
-        ],
-    ),
+        hints=["First subtract from each score the mean of its prompt.",
+               "Then the root of the mean square of each row, times the weight."]),
 }
 
 QUIZZES = {
     "37.q1": wb.Quiz(
         "The guard gets twice the weight of the preference reward, on standardized scores. What do "
         "you expect at the end of training, compared with the preference reward alone?",
-        [
-            "fewer broken pictures, and just as much gain",
-            "fewer broken pictures, and less gain",
-            "as many broken pictures: a small guard is fooled at once",
-            "no broken pictures at all",
-        ],
-        1,
-        "The sum is standardized, so what the guard gets is taken from the preference: less "
-        "push there, whatever the guard does. The paper reports fewer artifacts in all arms.",
-    ),
+        ["fewer broken pictures, and just as much gain",
+         "fewer broken pictures, and less gain",
+         "as many broken pictures: a small guard is fooled at once",
+         "no broken pictures at all"],
+        1, "The sum is standardized, so what the guard gets is taken from the preference: less "
+        "push there, whatever the guard does. The paper reports fewer artifacts in all arms."),
     "37.q2": wb.Quiz(
         "Sixteen rewards are averaged. How long is the mean of their errors, compared with one "
         "error, if all errors are equal? And if they are independent?",
-        [
-            "a quarter; a sixteenth",
-            "the same; a quarter",
-            "the same; a sixteenth",
-            "a quarter; the same",
-        ],
-        1,
-        "Equal errors average to themselves. Independent ones add up in squares: 1 / sqrt(16).",
-        holds=_quarter,
-    ),
+        ["a quarter; a sixteenth", "the same; a quarter", "the same; a sixteenth",
+         "a quarter; the same"],
+        1, "Equal errors average to themselves. Independent ones add up in squares: 1 / sqrt(16).",
+        holds=_quarter),
 }

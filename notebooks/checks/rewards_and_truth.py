@@ -231,25 +231,17 @@ def _turning(seed):
 
 EXERCISES = {
     "03.1": wb.Exercise(
-        reference=pick_chances,
-        inputs=_sizes,
-        minutes=10,
-        difficulty=2,
+        reference=pick_chances, inputs=_sizes, minutes=10, difficulty=2,
         wrong={
             "rank 1 is the lowest score: the last entry must be the largest": _worst_first,
-            "the winner itself is one of the n: only n - 1 others are chosen below it": _with_itself,
+            "the winner itself is one of the n: only n - 1 others are chosen below it":
+                _with_itself,
             "the draws are without replacement": _replaced,
         },
-        hints=[
-            "If the sample of rank k wins, where do the other n - 1 of the draw come from?",
-            "math.comb(a, b) counts the ways to choose b of a; it is 0 where b > a.",
-        ],
-    ),
+        hints=["If the sample of rank k wins, where do the other n - 1 of the draw come from?",
+               "math.comb(a, b) counts the ways to choose b of a; it is 0 where b > a."]),
     "03.2": wb.Exercise(
-        reference=best_of,
-        inputs=_scored,
-        minutes=5,
-        difficulty=2,
+        reference=best_of, inputs=_scored, minutes=5, difficulty=2,
         wrong={
             "the reward picks, not the value: sort by score": _by_value,
             "sum the values of the picks, not their scores": _of_score,
@@ -257,16 +249,10 @@ EXERCISES = {
             "n is the size of a draw; only one of the draw is picked": _top,
             "the highest of all is not in every draw: weigh by `pick_chances`": _n_ignored,
         },
-        hints=[
-            "`score.argsort()` lists the samples from the lowest to the highest score.",
-            "Chances times values, summed: an expectation.",
-        ],
-    ),
+        hints=["`score.argsort()` lists the samples from the lowest to the highest score.",
+               "Chances times values, summed: an expectation."]),
     "03.3": wb.Exercise(
-        reference=pair_accuracy,
-        inputs=_pairs,
-        minutes=5,
-        difficulty=1,
+        reference=pair_accuracy, inputs=_pairs, minutes=5, difficulty=1,
         wrong={
             "a tie counts one half": _ties_lost,
             "keep tied pairs in the count, each as one half": _ties_dropped,
@@ -274,58 +260,39 @@ EXERCISES = {
             "right is to prefer the clean picture": _prefers_damage,
             "a clean picture is compared with its own copy only": _every_with_every,
         },
-        hints=[
-            "A comparison of two tensors gives Booleans; their mean is a share.",
-            "What should a reward get that sees no difference at all?",
-        ],
-    ),
+        hints=["A comparison of two tensors gives Booleans; their mean is a share.",
+               "What should a reward get that sees no difference at all?"]),
     "03.4": wb.Exercise(
-        reference=rank_correlation,
-        inputs=_columns,
-        minutes=10,
-        difficulty=2,
+        reference=rank_correlation, inputs=_columns, minutes=10, difficulty=2,
         wrong={
             "take the ranks, or one huge value decides everything": _of_values,
             "subtract the mean rank first": _not_centered,
             "equal values share their mean rank: use `ranks`": _ties_in_order,
             "the formula with squared differences of ranks holds without ties only": _without_ties,
         },
-        hints=[
-            "`ranks` above does the first half of the work.",
-            "A correlation is the cosine of the angle between two centered vectors.",
-        ],
-    ),
+        hints=["`ranks` above does the first half of the work.",
+               "A correlation is the cosine of the angle between two centered vectors."]),
     "03.5": wb.Exercise(
-        reference=chances_with_replacement,
-        inputs=_sizes,
-        minutes=10,
-        difficulty=3,
+        reference=chances_with_replacement, inputs=_sizes, minutes=10, difficulty=3,
         wrong={
             "that is without replacement": pick_chances,
             "the lowest score comes first": _replaced_worst_first,
             "that is the chance to be at most this rank, not to be this rank": _not_differenced,
         },
-        hints=[
-            "All n draws fall among the k lowest with chance (k/N)^n.",
-            "The highest is exactly k if all are at most k, but not all at most k - 1.",
-        ],
-    ),
+        hints=["All n draws fall among the k lowest with chance (k/N)^n.",
+               "The highest is exactly k if all are at most k, but not all at most k - 1."]),
     "03.6": wb.Exercise(
-        reference=say_of,
-        inputs=_sum_of_two,
-        minutes=10,
-        difficulty=3,
+        reference=say_of, inputs=_sum_of_two, minutes=10, difficulty=3,
         wrong={
-            "a spread between captions moves no pick: take off the mean of each group": _whole_spread,
-            "one spread over all pictures: average the squares of all groups, then the root": _mean_of_spreads,
+            "a spread between captions moves no pick: take off the mean of each group":
+                _whole_spread,
+            "one spread over all pictures: average the squares of all groups, then the root":
+                _mean_of_spreads,
             "the say depends on the spread, not on the size of the numbers": _by_size,
             "spreads themselves, not their squares": _squared,
         },
-        hints=[
-            "What do all pictures of a caption have in common, and can it change which wins?",
-            "Subtract from each score the mean of its own group before you take the spread.",
-        ],
-    ),
+        hints=["What do all pictures of a caption have in common, and can it change which wins?",
+               "Subtract from each score the mean of its own group before you take the spread."]),
 }
 
 QUIZZES = {
@@ -333,35 +300,24 @@ QUIZZES = {
         "A reward was never wrong on ordinary pictures. But once a score lies more than one "
         "standard deviation above the mean, a still higher one means a worse picture. What does "
         "the truth of best-of-n do as n grows?",
-        [
-            "it rises, ever more slowly: a higher score stays a better picture",
-            "it falls from the start: pressing on a score spoils the pictures",
-            "it rises, then falls: the pick moves on to scores that are too high",
-            "it stays: choosing among pictures does not change any of them",
-        ],
-        2,
-        "A small n moves the pick up to where the reward is right. A large n goes on past it.",
-        holds=_turning,
-    ),
+        ["it rises, ever more slowly: a higher score stays a better picture",
+         "it falls from the start: pressing on a score spoils the pictures",
+         "it rises, then falls: the pick moves on to scores that are too high",
+         "it stays: choosing among pictures does not change any of them"],
+        2, "A small n moves the pick up to where the reward is right. A large n goes on past it.",
+        holds=_turning),
     "03.q2": wb.Quiz(
         "Four ways to tell beforehand how much truth a reward will gain. Which order of rank "
         "correlations do you expect?",
-        [
-            "exaggerated damage, rated pictures, everyday damage, sham: clear differences tell most",
-            "rated pictures, everyday damage, exaggerated damage, sham: own pictures tell most",
-            "everyday damage, exaggerated damage, rated pictures, sham: known damage tells most",
-            "exaggerated and everyday damage alike, rated pictures, sham: damage is damage",
-        ],
-        1,
-        "Rated pictures hold the very differences that this sampler makes. Between the two "
-        "kinds of damage the mix decides, more than the strength: section 10 takes it apart.",
-    ),
+        ["exaggerated damage, rated pictures, everyday damage, sham: clear differences tell most",
+         "rated pictures, everyday damage, exaggerated damage, sham: own pictures tell most",
+         "everyday damage, exaggerated damage, rated pictures, sham: known damage tells most",
+         "exaggerated and everyday damage alike, rated pictures, sham: damage is damage"],
+        1, "Rated pictures hold the very differences that this sampler makes. Between the two "
+        "kinds of damage the mix decides, more than the strength: section 10 takes it apart."),
     "03.q3": wb.Quiz(
         "A similarity reward of spread 0.02 is added to a detector reward of spread 0.5, both "
         "with weight 1. How large is the say of the similarity?",
         ["about 50 %", "about 20 %", "about 4 %"],
-        2,
-        "0.02 / (0.02 + 0.5) is 0.038.",
-        holds=_small_say,
-    ),
+        2, "0.02 / (0.02 + 0.5) is 0.038.", holds=_small_say),
 }

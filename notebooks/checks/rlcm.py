@@ -227,72 +227,51 @@ def _one_percent(seed):
 
 EXERCISES = {
     "31.1": wb.Exercise(
-        reference=consistency_function,
-        inputs=_jump,
-        minutes=10,
-        difficulty=2,
+        reference=consistency_function, inputs=_jump, minutes=10, difficulty=2,
         wrong={
-            "near time 0 the two factors count: c_skip x + c_out times the clean guess": _clean_only,
+            "near time 0 the two factors count: c_skip x + c_out times the clean guess":
+                _clean_only,
             "the factors see 10 times the time": _unscaled,
             "divide by sqrt(level): the state holds a shrunk picture": _no_division,
-            "level is a variance: the state holds sqrt(level) x0 + sqrt(1 - level) noise": _roots_missing,
+            "level is a variance: the state holds sqrt(level) x0 + sqrt(1 - level) noise":
+                _roots_missing,
         },
-        hints=[
-            "Solve x = sqrt(level) x0 + sqrt(1 - level) noise for x0.",
-            "c_skip = 0.25 / ((10 t)^2 + 0.25), c_out = 10 t / sqrt((10 t)^2 + 0.25).",
-        ],
-    ),
+        hints=["Solve x = sqrt(level) x0 + sqrt(1 - level) noise for x0.",
+               "c_skip = 0.25 / ((10 t)^2 + 0.25), c_out = 10 t / sqrt((10 t)^2 + 0.25)."]),
     "31.2": wb.Exercise(
-        reference=action_gaussian,
-        inputs=_guess,
-        minutes=3,
-        difficulty=1,
+        reference=action_gaussian, inputs=_guess, minutes=3, difficulty=1,
         wrong={
             "level is a variance: take roots": _without_roots,
             "the second value is a width, the root of 1 - level": _variance,
             "the mean is shrunk by sqrt(level)": _unshrunk,
             "the other way round: sqrt(level) belongs to the picture": _swapped,
         },
-        hints=[
-            "The next state is a noised picture: sqrt(l) times the picture plus "
-            "sqrt(1 - l) times noise."
-        ],
-    ),
+        hints=["The next state is a noised picture: sqrt(l) times the picture plus "
+               "sqrt(1 - l) times noise."]),
     "31.3": wb.Exercise(
-        reference=acting_loss,
-        inputs=_batch,
-        minutes=10,
-        difficulty=3,
+        reference=acting_loss, inputs=_batch, minutes=10, difficulty=3,
         wrong={
             "the last draw never reaches the picture: leave its column out": _haunted,
             "a factor scales mean and noise alike: leave the last column out instead": _rescaled,
             "the phantom is the last column, not the first": _first_dropped,
             "the loss is minimized, so that a good action needs a minus sign": _ascending,
             "take the mean over pictures and actions, not the sum over actions": _by_picture,
-            "an advantage belongs to a picture, the first axis: `advantages[:, None]`": _wrong_axis,
+            "an advantage belongs to a picture, the first axis: `advantages[:, None]`":
+                _wrong_axis,
         },
-        hints=[
-            "Which of the H log-probabilities belong to draws that the picture has seen?",
-            "One mean over all remaining terms.",
-        ],
-    ),
+        hints=["Which of the H log-probabilities belong to draws that the picture has seen?",
+               "One mean over all remaining terms."]),
     "31.4": wb.Exercise(
-        reference=evaluations,
-        inputs=_chain,
-        minutes=3,
-        difficulty=1,
+        reference=evaluations, inputs=_chain, minutes=3, difficulty=1,
         wrong={
-            "a trained step also goes backward, which costs as much as two forward passes": _forward_only,
+            "a trained step also goes backward, which costs as much as two forward passes":
+                _forward_only,
             "a trained step is computed once more with its graph: 1 + 2": _kept_graph,
             "only the trained steps go forward again and backward": _all_trained,
         },
-        hints=["Sampling takes one pass a step. What does a trained step take on top?"],
-    ),
+        hints=["Sampling takes one pass a step. What does a trained step take on top?"]),
     "31.5": wb.Exercise(
-        reference=action_kl,
-        inputs=_two_models,
-        minutes=10,
-        difficulty=3,
+        reference=action_kl, inputs=_two_models, minutes=10, difficulty=3,
         wrong={
             "the actions have means sqrt(level) f and variance 1 - level": _of_cleans,
             "both means are shrunk by sqrt(level)": _unshrunk_means,
@@ -300,27 +279,18 @@ EXERCISES = {
             "sum over the latent's numbers, do not average": _averaged,
             "the frozen model is fixed: detach it": _attached,
         },
-        hints=[
-            "KL of two Gaussians of equal width s: |m1 - m2|^2 / (2 s^2).",
-            "Put in the means and the width of exercise 2.",
-        ],
-    ),
+        hints=["KL of two Gaussians of equal width s: |m1 - m2|^2 / (2 s^2).",
+               "Put in the means and the width of exercise 2."]),
     "31.6": wb.Exercise(
-        reference=rebel_loss,
-        inputs=_pairs,
-        minutes=10,
-        difficulty=3,
+        reference=rebel_loss, inputs=_pairs, minutes=10, difficulty=3,
         wrong={
             "add the log-ratios of a picture's actions up": _mean_over_steps,
             "the two differences need the same sign": _signs_differ,
             "eta scales the log-ratios only": _eta_on_all,
             "regress the difference of the pair, not each picture": _each_picture,
         },
-        hints=[
-            "First sum over the actions, then take the difference of the two pictures.",
-            "The square comes last, then the mean over the pairs.",
-        ],
-    ),
+        hints=["First sum over the actions, then take the difference of the two pictures.",
+               "The square comes last, then the mean over the pairs."]),
 }
 
 QUIZZES = {
@@ -328,32 +298,23 @@ QUIZZES = {
         "RLCM jumps 4 times and trains 3 actions; DDPO takes 20 steps and trains 19. By which "
         "factor is a training picture of RLCM cheaper?",
         ["about 3", "5", "about 6", "20"],
-        2,
-        "(20 + 3 * 19) / (4 + 3 * 3) = 77 / 13 = 5.9. The last step is sampled and not "
-        "trained, in either chain.",
-        holds=_price_ratio,
-    ),
+        2, "(20 + 3 * 19) / (4 + 3 * 3) = 77 / 13 = 5.9. The last step is sampled and not "
+        "trained, in either chain.", holds=_price_ratio),
     "31.q2": wb.Quiz(
         "RLCM and DDPO get about as many scored pictures, DDPO five times the network "
         "evaluations. What do you expect of the learned look?",
-        [
-            "RLCM far ahead at equal evaluations, the two about level at equal queries",
-            "RLCM far ahead at both: credit for three actions is easier than for nineteen",
-            "about level at equal evaluations, DDPO ahead at equal queries",
-            "DDPO ends higher: it spent more",
-        ],
-        0,
-        "A picture costs RLCM a sixth, so a clock that counts evaluations shows it far ahead. "
-        "Per scored picture the two come out level: the longer chain was no handicap here.",
-    ),
+        ["RLCM far ahead at equal evaluations, the two about level at equal queries",
+         "RLCM far ahead at both: credit for three actions is easier than for nineteen",
+         "about level at equal evaluations, DDPO ahead at equal queries",
+         "DDPO ends higher: it spent more"],
+        0, "A picture costs RLCM a sixth, so a clock that counts evaluations shows it far ahead. "
+        "Per scored picture the two come out level: the longer chain was no handicap here."),
     "31.q3": wb.Quiz(
         "With H = 2 the phantom is one of two trained terms. Which part of the variance of a "
         "picture's gradient does it make up?",
         ["more than half: it is pure noise", "about half", "about a quarter", "a few percent"],
-        3,
-        "The real action climbs from almost no signal to much of it, so the same change of "
+        3, "The real action climbs from almost no signal to much of it, so the same change of "
         "the weights moves its log-probability far more. The phantom stays on its level. The "
         "levels alone say about 1 %; measured are 5 %. Section 10 tells why.",
-        holds=_one_percent,
-    ),
+        holds=_one_percent),
 }

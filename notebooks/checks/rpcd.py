@@ -375,7 +375,7 @@ def _six_comments(seed):
 
 QUIZZES = {
     "20.q1": wb.Quiz(
-        "The labels of single pictures have an SRCC with the true look of about 0.46. The model "
+        "The labels of single pictures have an SRCC with the true look of about 0.45. The model "
         "that learns from them is tested on unseen pictures. Its SRCC is ...",
         ["below 0.45: no model is better than its labels",
          "about 0.45: it reproduces its labels",

@@ -188,11 +188,7 @@ def _downhill(winner_change, reference_change, beta):
 
 
 def _plain_changes(generator):
-    return [
-        0.1 * torch.randn(6, generator=generator),
-        0.1 * torch.randn(6, generator=generator),
-        9.0,
-    ]
+    return [0.1 * torch.randn(6, generator=generator), 0.1 * torch.randn(6, generator=generator), 9.0]
 
 
 # --- 33.6: a sign of several draws
@@ -262,10 +258,7 @@ def _two_errors(generator):
 
 EXERCISES = {
     "33.1": wb.Exercise(
-        reference=anchor_sign,
-        inputs=_errors,
-        minutes=5,
-        difficulty=1,
+        reference=anchor_sign, inputs=_errors, minutes=5, difficulty=1,
         wrong={
             "on a tie the sign is 0: the reference is left out": _tie_is_a_flip,
             "a smaller error is a better fit: reference less current": _turned,
@@ -274,16 +267,10 @@ EXERCISES = {
             "a flip is -1; dropping the term is another method": _zero_or_one,
             "each example has a sign of its own": _batch_mean,
         },
-        hints=[
-            "Which of the two errors is larger if the current model is better?",
-            "`tensor.sign()` is 1, 0 or -1; `detach()` says that it is a constant.",
-        ],
-    ),
+        hints=["Which of the two errors is larger if the current model is better?",
+               "`tensor.sign()` is 1, 0 or -1; `detach()` says that it is a constant."]),
     "33.2": wb.Exercise(
-        reference=signed_terms,
-        inputs=_changes,
-        minutes=10,
-        difficulty=2,
+        reference=signed_terms, inputs=_changes, minutes=10, difficulty=2,
         wrong={
             "the winner's error should fall: check the sign in front of beta": _rising,
             "the sign belongs to the reference alone, the winner always teaches": _both_signed,
@@ -292,28 +279,19 @@ EXERCISES = {
             "the vector of signs is not used": _unsigned,
             "take the logarithm of the sigmoid": _no_log,
         },
-        hints=[
-            "The margin is winner_change - sign * reference_change; it should become negative.",
-            "`F.logsigmoid` is the logarithm of the logistic function.",
-        ],
-    ),
+        hints=["The margin is winner_change - sign * reference_change; it should become negative.",
+               "`F.logsigmoid` is the logarithm of the logistic function."]),
     "33.3": wb.Exercise(
-        reference=sign_vector,
-        inputs=_rules,
-        minutes=5,
-        difficulty=1,
+        reference=sign_vector, inputs=_rules, minutes=5, difficulty=1,
         wrong={
             "without an anchor every reference is a loser: signs of 1": _none_is_zero,
             "the indicator drops a flipped term: 0 instead of -1": _indicator_is_sign,
             "the indicator keeps the terms that are not flipped": _indicator_of_flips,
         },
-        hints=["Call `anchor_sign` for two of the three rules.", "`clamp(min=0)` turns -1 into 0."],
-    ),
+        hints=["Call `anchor_sign` for two of the three rules.",
+               "`clamp(min=0)` turns -1 into 0."]),
     "33.4": wb.Exercise(
-        reference=flip_precision,
-        inputs=_audited,
-        minutes=10,
-        difficulty=2,
+        reference=flip_precision, inputs=_audited, minutes=10, difficulty=2,
         wrong={
             "divide by the number of flips, not of good references": _recall,
             "a flip is a sign below 0": _kept_instead,
@@ -321,52 +299,36 @@ EXERCISES = {
             "divide by the number of flips, not of all": _over_all,
             "the base rate is the share of good references, not of flips": _flips_as_base,
         },
-        hints=[
-            "Two masks: good references, and flipped ones.",
-            "`mask.float().mean()` is a share; among the flips divide by their number.",
-        ],
-    ),
+        hints=["Two masks: good references, and flipped ones.",
+               "`mask.float().mean()` is a share; among the flips divide by their number."]),
     "33.5": wb.Exercise(
-        reference=flipped_weight,
-        inputs=_plain_changes,
-        minutes=10,
-        difficulty=3,
+        reference=flipped_weight, inputs=_plain_changes, minutes=10, difficulty=3,
         wrong={
             "this is the weight of a term that is not flipped": _kept_weight,
             "the weight fades as the errors fall: check the sign inside": _growing,
             "the chain rule brings a factor beta": _bare,
             "the slope is positive: descent lowers the winner's error": _downhill,
         },
-        hints=[
-            "The derivative of -log sigmoid(-z) is sigmoid(z).",
-            "For a flip z = beta (winner_change + reference_change).",
-        ],
-    ),
+        hints=["The derivative of -log sigmoid(-z) is sigmoid(z).",
+               "For a flip z = beta (winner_change + reference_change)."]),
     "33.6": wb.Exercise(
-        reference=mean_sign,
-        inputs=_draws,
-        minutes=5,
-        difficulty=2,
+        reference=mean_sign, inputs=_draws, minutes=5, difficulty=2,
         wrong={
             "average the gaps first, then take the sign: a vote of signs forgets sizes": _majority,
             "the result is a sign: 1, 0 or -1": _mean_of_signs,
             "draws are the first axis, winners the second": _over_winners,
             "use all draws": _first_draw,
         },
-        hints=["Mean over axis 0 of reference less current, then the sign."],
-    ),
+        hints=["Mean over axis 0 of reference less current, then the sign."]),
     "33.7": wb.Exercise(
-        reference=anchored_loss,
-        inputs=_two_errors,
-        minutes=5,
-        difficulty=2,
+        reference=anchored_loss, inputs=_two_errors, minutes=5, difficulty=2,
         wrong={
             "nothing has changed yet: the sign looks at the references": _sign_of_references,
             "the sign still looks at the references": _turned_references,
-            "right row, wrong way round: 1 where the current model fits the winner better": _turned_winners,
+            "right row, wrong way round: 1 where the current model fits the winner better":
+                _turned_winners,
         },
-        hints=["Which row does the anchor look at?", "Compare with `anchor_sign`."],
-    ),
+        hints=["Which row does the anchor look at?", "Compare with `anchor_sign`."]),
 }
 
 
@@ -382,31 +344,21 @@ QUIZZES = {
         "The current model fits winners a little better than an old checkpoint does: by a fifth "
         "of the spread that one noise draw has. What share of the winners will the anchor flip?",
         ["none: the current model is better", "about 5 %", "about 40 %", "about 80 %"],
-        2,
-        "A mean gap of 0.2 spreads is below 0 in 42 % of the draws. The sign of one draw is "
+        2, "A mean gap of 0.2 spreads is below 0 in 42 % of the draws. The sign of one draw is "
         "mostly noise.",
-        holds=_half,
-    ),
+        holds=_half),
     "33.q2": wb.Quiz(
         "SePPO flips the signs that its anchor names. A sham permutes them: as many flips, in "
         "places by chance. Votes of SePPO less those of the sham, on unseen captions: what do you "
         "expect?",
         ["clearly above 0", "about 0", "clearly below 0"],
-        1,
-        "The study measured -0.013, with an interval from -0.031 to 0.006: the sign looks at one "
-        "noisy draw of the winner and never at the reference.",
-    ),
+        1, "The study measured -0.013, with an interval from -0.031 to 0.006: the sign looks at one "
+        "noisy draw of the winner and never at the reference."),
     "33.q3": wb.Quiz(
         "A flipped term has driven the errors of winner and reference far below the old "
         "checkpoint's. What does it do next?",
-        [
-            "it imitates both ever harder",
-            "it fades out",
-            "it pushes the reference away",
-            "it stops for the reference and goes on for the winner",
-        ],
-        1,
-        "Its weight is beta times sigmoid(beta (winner change + reference change)), which goes "
-        "to 0 as both changes become negative.",
-    ),
+        ["it imitates both ever harder", "it fades out", "it pushes the reference away",
+         "it stops for the reference and goes on for the winner"],
+        1, "Its weight is beta times sigmoid(beta (winner change + reference change)), which goes "
+        "to 0 as both changes become negative."),
 }

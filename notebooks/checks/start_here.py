@@ -140,26 +140,17 @@ def _comes_back(seed):
 
 EXERCISES = {
     "00.1": wb.Exercise(
-        reference=red_over_green,
-        inputs=_pictures,
-        minutes=3,
-        difficulty=1,
+        reference=red_over_green, inputs=_pictures, minutes=3, difficulty=1,
         wrong={
             "green is channel 1, blue is channel 2": _red_over_blue,
             "one number per picture, not per batch": _of_the_batch,
             "the mean over the pixels, not the sum": _summed,
             "more red must score higher": _green_over_red,
         },
-        hints=[
-            "`images[:, 0]` is the red channel of every picture, [B, H, W].",
-            "`.mean((1, 2))` averages over rows and columns of each picture.",
-        ],
-    ),
+        hints=["`images[:, 0]` is the red channel of every picture, [B, H, W].",
+               "`.mean((1, 2))` averages over rows and columns of each picture."]),
     "00.2": wb.Exercise(
-        reference=advantages,
-        inputs=_rewards,
-        minutes=3,
-        difficulty=1,
+        reference=advantages, inputs=_rewards, minutes=3, difficulty=1,
         tolerance=3e-5,  # an epsilon of 1e-5 in the divisor does no harm
         wrong={
             "divide by the standard deviation as well": _only_centered,
@@ -167,13 +158,9 @@ EXERCISES = {
             "the deviation of these samples, divided by n: `correction=0`": _sample_spread,
             "no small number in the divisor is needed": _padded,
         },
-        hints=["What is better than usual? Compare with the mean of the group."],
-    ),
+        hints=["What is better than usual? Compare with the mean of the group."]),
     "00.3": wb.Exercise(
-        reference=updated,
-        inputs=_step,
-        minutes=5,
-        difficulty=2,
+        reference=updated, inputs=_step, minutes=5, difficulty=2,
         wrong={
             "uphill: a good sample pulls the mean towards itself": _downhill,
             "the slope is x less the mean, not x itself": _without_mean,
@@ -181,47 +168,31 @@ EXERCISES = {
             "multiply each sample's pull by its own advantage, then average": _weighted_average,
             "the mean over the samples, not the sum": _summed_step,
         },
-        hints=[
-            "For a Gaussian of width 1 the slope of log pi at x is x - mean.",
-            "Each sample pulls with its advantage times its slope; average the pulls.",
-        ],
-    ),
+        hints=["For a Gaussian of width 1 the slope of log pi at x is x - mean.",
+               "Each sample pulls with its advantage times its slope; average the pulls."]),
     "00.4": wb.Exercise(
-        reference=centered_by_group,
-        inputs=_two_prompts,
-        minutes=5,
-        difficulty=2,
+        reference=centered_by_group, inputs=_two_prompts, minutes=5, difficulty=2,
         wrong={
             "a picture competes with the pictures of its own prompt only": _whole_batch,
             "those are the means themselves: subtract them": _means_of_groups,
         },
-        hints=[
-            "Go through `groups.unique()`, one prompt at a time.",
-            "The pictures of a prompt need not stand side by side: use a Boolean mask.",
-        ],
-    ),
+        hints=["Go through `groups.unique()`, one prompt at a time.",
+               "The pictures of a prompt need not stand side by side: use a Boolean mask."]),
 }
 
 QUIZZES = {
     "00.q1": wb.Quiz(
         "The policy starts at 1. The reward is highest at 3, the truth at 2. While the reward is "
         "raised, what does the truth do?",
-        [
-            "it rises with the reward all the way",
-            "it rises, then falls back",
-            "it falls from the start",
-        ],
-        1,
-        "On the way from 1 to 3 the policy passes 2, and nothing tells it to stay there.",
-        holds=_comes_back,
-    ),
+        ["it rises with the reward all the way", "it rises, then falls back",
+         "it falls from the start"],
+        1, "On the way from 1 to 3 the policy passes 2, and nothing tells it to stay there.",
+        holds=_comes_back),
     "00.q2": wb.Quiz(
         "Guidance is lowered from 3 to 1. What becomes of the contrast of the pictures?",
-        ["it falls", "it stays", "it rises"],
-        0,
+        ["it falls", "it stays", "it rises"], 0,
         "Guidance exaggerates what the prompt changes, colors too. With guidance 3 section 3 "
         "prints 0.185 for this seed. Over ten other runs of that cell the mean was 0.17, and 0.14 "
         "without guidance, lower in each. Whether more or fewer prompts come out right differs "
-        "from seed to seed.",
-    ),
+        "from seed to seed."),
 }

@@ -363,29 +363,21 @@ def _only_guidance(seed):
 
 EXERCISES = {
     "39.1": wb.Exercise(
-        reference=renoise_from,
-        inputs=_levels,
-        minutes=8,
-        difficulty=2,
+        reference=renoise_from, inputs=_levels, minutes=8, difficulty=2,
         wrong={
             "the state is no clean latent: it is scaled by (1 - later) / (1 - level)": _from_clean,
             "the state brings noise along: only what is missing is added": _all_new,
-            "variances add, deviations do not: take the root of a difference of squares": _difference,
+            "variances add, deviations do not: take the root of a difference of squares":
+                _difference,
             "the noise that the state brings is scaled by `keep`, too": _unscaled_old,
             "b is a deviation: take the root": _variance,
             "`keep` is below 1: (1 - later) over (1 - level)": _inverse,
             "every row has a level of its own": _first_level,
         },
-        hints=[
-            "First the factor of the clean part, then what noise is there already.",
-            "later^2 = (keep level)^2 + width^2.",
-        ],
-    ),
+        hints=["First the factor of the clean part, then what noise is there already.",
+               "later^2 = (keep level)^2 + width^2."]),
     "39.2": wb.Exercise(
-        reference=velocity_target,
-        inputs=_levels,
-        minutes=6,
-        difficulty=2,
+        reference=velocity_target, inputs=_levels, minutes=6, difficulty=2,
         wrong={
             "noise less state holds for a finished picture only, at level 0": _noise_less_state,
             "the derivative of `keep` is negative, and it is squared and subtracted: the second "
@@ -396,16 +388,10 @@ EXERCISES = {
             "the derivative of `keep` is -1 / (1 - level)": _whole_state,
             "`keep` falls with the later level: a minus before the state": _added_state,
         },
-        hints=[
-            "keep and width depend on `later`; state and noise do not.",
-            "d width = (later - keep level^2 d keep) / width, with d keep = -1 / (1 - level).",
-        ],
-    ),
+        hints=["keep and width depend on `later`; state and noise do not.",
+               "d width = (later - keep level^2 d keep) / width, with d keep = -1 / (1 - level)."]),
     "39.3": wb.Exercise(
-        reference=group_weights,
-        inputs=_uneven_groups,
-        minutes=8,
-        difficulty=2,
+        reference=group_weights, inputs=_uneven_groups, minutes=8, difficulty=2,
         wrong={
             "disagreement gets *more* weight: errors less those of the reference": _agreement,
             "the mean is over the sample's group, not over the batch": _whole_batch,
@@ -416,37 +402,28 @@ EXERCISES = {
             "beta is missing": _no_beta,
             "the weight is data: no gradient through it": _attached,
         },
-        hints=[
-            "First A (e - e_ref), then its mean within each group.",
-            "`index_add` sums by group, `bincount` counts; `[groups]` gives each its own.",
-        ],
-    ),
+        hints=["First A (e - e_ref), then its mean within each group.",
+               "`index_add` sums by group, `bincount` counts; `[groups]` gives each its own."]),
     "39.4": wb.Exercise(
-        reference=surrogate_terms,
-        inputs=_moved_errors,
-        minutes=10,
-        difficulty=3,
+        reference=surrogate_terms, inputs=_moved_errors, minutes=10, difficulty=3,
         wrong={
-            "a good sample is to be denoised better: its error counts positively in a loss": _minus,
+            "a good sample is to be denoised better: its error counts positively in a loss":
+                _minus,
             "terms that have moved far enough are silenced": _never_silent,
             "the ratio is exp(old - errors): above 1 where the error has fallen": _turned_ratio,
-            "a term that moved the wrong way is not silenced: mind the sign of the advantage": _both_sides,
-            "silence what has moved the *right* way: good and better, bad and worse": _swapped_sides,
+            "a term that moved the wrong way is not silenced: mind the sign of the advantage":
+                _both_sides,
+            "silence what has moved the *right* way: good and better, bad and worse":
+                _swapped_sides,
             "the weight is missing": _no_weight,
             "a bad sample subtracts its error: the advantage keeps its sign": _size_of_advantage,
             "a silenced term is 0, not held at the edge": _held,
             "the ratio is an exponential: exp(old - errors), not 1 + old - errors": _no_exp,
         },
-        hints=[
-            "The ratio has no gradient; it only decides who is silent.",
-            "Two masks: good and better by more than the range; bad and worse by more.",
-        ],
-    ),
+        hints=["The ratio has no gradient; it only decides who is silent.",
+               "Two masks: good and better by more than the range; bad and worse by more."]),
     "39.5": wb.Exercise(
-        reference=pulled_terms,
-        inputs=_of_rows,
-        minutes=6,
-        difficulty=2,
+        reference=pulled_terms, inputs=_of_rows, minutes=6, difficulty=2,
         wrong={
             "the goal is data: detach it, or the gradient cancels": _no_detach,
             "no gradient may reach the pull": _pull_learns,
@@ -456,13 +433,9 @@ EXERCISES = {
             "divide by the size": _unsized,
             "the mean over a latent's numbers, not the sum": _summed,
         },
-        hints=["Write down the goal first, and detach it.", "`flatten(1)` leaves a row a sample."],
-    ),
+        hints=["Write down the goal first, and detach it.", "`flatten(1)` leaves a row a sample."]),
     "39.6": wb.Exercise(
-        reference=resting_place,
-        inputs=_group,
-        minutes=10,
-        difficulty=3,
+        reference=resting_place, inputs=_group, minutes=10, difficulty=3,
         wrong={
             "good samples pull: the sum of A x has a plus": _away,
             "the anchor's derivative is 2 h (z - start)": _without_two,
@@ -471,16 +444,10 @@ EXERCISES = {
             "the anchor holds z at the start, not at 0": _no_start,
             "a stronger anchor moves z less": _times_hold,
         },
-        hints=[
-            "Set the derivative by z to zero. What is left of z in the first part, if the "
-            "advantages sum to zero?"
-        ],
-    ),
+        hints=["Set the derivative by z to zero. What is left of z in the first part, if the "
+               "advantages sum to zero?"]),
     "39.7": wb.Exercise(
-        reference=fitting_guidance,
-        inputs=_weights,
-        minutes=6,
-        difficulty=2,
+        reference=fitting_guidance, inputs=_weights, minutes=6, difficulty=2,
         wrong={
             "only if the weights add up to one": _same,
             "guidance 1 is no guidance: count what is above 1": _no_one,
@@ -488,36 +455,26 @@ EXERCISES = {
             "the surrogate brings what the other pull leaves open": _not_less,
             "divide by the surrogate's weight": _undivided,
         },
-        hints=["What does each pull bring along, in units of (caption less no caption)?"],
-    ),
+        hints=["What does each pull bring along, in units of (caption less no caption)?"]),
 }
 QUIZZES = {
     "39.q1": wb.Quiz(
         "Nothing has been trained. Where would the pull of a surrogate with guidance, less the "
         "teacher without, take the student's guess?",
-        [
-            "nowhere: it is zero",
-            "toward the caption, as guidance does",
-            "toward pictures of high reward",
-            "away from the teacher",
-        ],
-        1,
-        "Surrogate and teacher are one function, but the pull takes the surrogate with guidance "
+        ["nowhere: it is zero",
+         "toward the caption, as guidance does",
+         "toward pictures of high reward",
+         "away from the teacher"],
+        1, "Surrogate and teacher are one function, but the pull takes the surrogate with guidance "
         "and the teacher without. What is left is guidance: the student got it in distillation, "
-        "and the pull keeps it.",
-        holds=_only_guidance,
-    ),
+        "and the pull keeps it.", holds=_only_guidance),
     "39.q2": wb.Quiz(
         "In a round the checker finds all pictures right. Which networks does the round still move?",
-        [
-            "none: without differences nothing is learned",
-            "only the fake score, which needs no reward",
-            "fake score and student, and the surrogate a little",
-            "all three, the surrogate by its reward as ever",
-        ],
-        2,
-        "All advantages are 0, so of the group loss only the anchor to the teacher is left, and "
+        ["none: without differences nothing is learned",
+         "only the fake score, which needs no reward",
+         "fake score and student, and the surrogate a little",
+         "all three, the surrogate by its reward as ever"],
+        2, "All advantages are 0, so of the group loss only the anchor to the teacher is left, and "
         "the momentum of Adam. The pulls on the student need no reward: teacher, fake score and "
-        "what the surrogate has learned before go on.",
-    ),
+        "what the surrogate has learned before go on."),
 }

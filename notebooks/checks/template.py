@@ -70,75 +70,43 @@ def pairs(generator):
 
 EXERCISES = {
     "99.1": wb.Exercise(
-        log_prob,
-        actions,
-        {
-            "the density has a factor 1/width: its logarithm is missing": without_width,
-            "log_std is the logarithm of the width: take its exponential": width_as_it_comes,
-            "the exponent has a minus sign": lambda x, m, s: -log_prob(x, m, s),
-        },
-        hints=[
-            "First z: the distance from the mean in widths.",
-            "The logarithm of a product is a sum: exponent, width, root of 2 pi.",
-        ],
-        minutes=5,
-        difficulty=1,
-    ),
+        log_prob, actions,
+        {"the density has a factor 1/width: its logarithm is missing": without_width,
+         "log_std is the logarithm of the width: take its exponential": width_as_it_comes,
+         "the exponent has a minus sign": lambda x, m, s: -log_prob(x, m, s)},
+        hints=["First z: the distance from the mean in widths.",
+               "The logarithm of a product is a sum: exponent, width, root of 2 pi."],
+        minutes=5, difficulty=1),
     "99.2": wb.Exercise(
-        advantages_of,
-        batch,
-        {
-            "divide by the standard deviation too": lambda r: r - r.mean(),
-            "subtract the mean first": lambda r: r / r.std(correction=0),
-            "the standard deviation of these samples: correction=0": lambda r: (
-                (r - r.mean()) / r.std()
-            ),
-        },
+        advantages_of, batch,
+        {"divide by the standard deviation too": lambda r: r - r.mean(),
+         "subtract the mean first": lambda r: r / r.std(correction=0),
+         "the standard deviation of these samples: correction=0":
+             lambda r: (r - r.mean()) / r.std()},
         hints=["Two steps: subtract the mean, divide by the standard deviation."],
-        minutes=5,
-        difficulty=1,
-    ),
+        minutes=5, difficulty=1),
     "99.3": wb.Exercise(
-        leave_one_out,
-        batch,
-        {
-            "the mean holds the sample itself too": lambda r: r - r.mean(),
-            "that is the baseline: subtract it from the reward": lambda r: r - leave_one_out(r),
-            "the others are one fewer than the batch": lambda r: r - (r.sum() - r) / len(r),
-        },
-        hints=[
-            "The sum of the others is the sum of all less the sample itself.",
-            "How many others are there?",
-        ],
-        minutes=10,
-        difficulty=2,
-    ),
+        leave_one_out, batch,
+        {"the mean holds the sample itself too": lambda r: r - r.mean(),
+         "that is the baseline: subtract it from the reward": lambda r: r - leave_one_out(r),
+         "the others are one fewer than the batch": lambda r: r - (r.sum() - r) / len(r)},
+        hints=["The sum of the others is the sum of all less the sample itself.",
+               "How many others are there?"],
+        minutes=10, difficulty=2),
     "99.4": wb.Exercise(
-        terms_of,
-        pairs,
-        {
-            "the sign: gradient descent makes the loss small": lambda p, a: a.detach() * p,
-            "the advantage is a number, no gradient flows through it": lambda p, a: -a * p,
-        },
-        hints=[
-            "In which direction does gradient descent go?",
-            "Which of the two factors depends on the policy?",
-        ],
-        minutes=10,
-        difficulty=2,
-    ),
+        terms_of, pairs,
+        {"the sign: gradient descent makes the loss small": lambda p, a: a.detach() * p,
+         "the advantage is a number, no gradient flows through it": lambda p, a: -a * p},
+        hints=["In which direction does gradient descent go?",
+               "Which of the two factors depends on the policy?"],
+        minutes=10, difficulty=2),
 }
 QUIZZES = {
     "99.q1": wb.Quiz(
         "The proxy is best at 3, the truth at 2, and the policy starts at 0. What does the truth do?",
-        ["It rises throughout", "It rises, then falls back", "It falls from the start"],
-        1,
-        "On the way from 0 to 3 the policy passes 2, and nothing tells it to stay there.",
-    ),
+        ["It rises throughout", "It rises, then falls back", "It falls from the start"], 1,
+        "On the way from 0 to 3 the policy passes 2, and nothing tells it to stay there."),
     "99.q2": wb.Quiz(
         "The batch is doubled. What becomes of the variance of the mean gradient?",
-        ["It halves", "It stays", "It doubles"],
-        0,
-        "It is a mean of independent terms.",
-    ),
+        ["It halves", "It stays", "It doubles"], 0, "It is a mean of independent terms."),
 }
