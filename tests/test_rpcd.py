@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 
 from notebook_code import definitions
 from rlgenkit import rewards
+from rlgenkit.workbook.exercises import load_checks
 
 NB = definitions("20")
 TEXTS = [
@@ -167,9 +168,30 @@ def test_six_and_one_are_measured_on_the_same_pictures():
     number = torch.tensor([2, 1, 0, 1, 1, 0, 1, 1])
     means = truth.where(number > 0, 99.0)
     row, all_there = (means, -means, None, number), (truth, -truth, None, number + 1)
-    told = NB.label_quality({"one": row, "six": all_there, "kept": row}, truth)
-    assert told["one"] == told["six"] == pytest.approx([1, -1])
-    assert told["kept"][0] < 1
+    six = (truth.where(number > 0, -99.0), -truth, None, number + 1)
+    labels = {"one": row, "six": six, "kept": row, "at random": all_there, "all": all_there}
+    told = NB.label_quality(labels, truth)
+    for name in labels:
+        assert told[name] == pytest.approx([1, -1]), name
+
+
+def test_kept_and_random_labels_are_compared_where_both_exist():
+    truth = torch.arange(6.0)
+    one = torch.ones(6, dtype=torch.long)
+    kept, drawn = one.clone(), one.clone()
+    kept[0], drawn[5] = 0, 0
+    left, right = truth.where(kept > 0, 99.0), -truth.where(drawn > 0, -99.0)
+    labels = {"one": (truth, truth, None, one), "kept": (left, left, None, kept)}
+    labels["at random"] = (right, right, None, drawn)
+    told = NB.label_quality(labels, truth)
+    assert told["at random"] == pytest.approx([-1, -1])
+    for name in ("kept", "kept, beside random"):
+        assert told[name] == pytest.approx([1, 1])
+    some = (kept > 0) & (drawn > 0)
+    strange = torch.where(some, truth, -truth)  # wrong where no random comment is
+    labels["kept"] = (strange, strange, None, kept)
+    told = NB.label_quality(labels, truth)
+    assert told["kept, beside random"][0] == pytest.approx(1) and told["kept"][0] < 1
 
 
 # --- critics
@@ -182,6 +204,30 @@ def test_fair_critics_feel_the_truth_and_biased_ones_love_color():
     torch.testing.assert_close(biased[:, 1], looks[:, 1])
     others = [0, 2, 3, 4]
     torch.testing.assert_close(biased[:, others], NB.felt_terms(looks, 0.0)[:, others])
+
+
+def test_talk_decides_how_often_color_is_spoken_of(told):
+    """Color's share among the aspects spoken of: 1/5 without talk, nearly all comments with it."""
+    looks = torch.rand(300, 5, generator=seeded(6))
+    words = NB.words_of(" ".join(t for aspect in NB.ASPECTS.values() for t in aspect))
+    assert "palette" in words
+    shares = []
+    for talk in (0.0, 12.0):
+        comments, _ = NB.critiques_of(looks, 3, 0.0, talk)
+        shares.append(np.mean(["colors" in comment for comment in comments]))
+    assert shares[0] == pytest.approx(0.4, abs=0.04)  # two of five aspects on average
+    assert shares[1] > 0.8
+
+
+def test_color_talkers_differ_in_taste_alone(told, monkeypatch):
+    asked = []
+    scope = NB.color_talkers.__globals__
+    monkeypatch.setitem(scope, "corpus_of", lambda looks, seed, *knobs: asked.append(knobs))
+    monkeypatch.setitem(scope, "choices", lambda corpus, count, seed: {"kept": None})
+    monkeypatch.setitem(scope, "targets_of", lambda corpus, rows, count: count)
+    told.color_talk = 7.0
+    arms = NB.color_talkers(torch.zeros(3, 5), 1)
+    assert dict(zip(arms, asked)) == {"biased critics": (1.0, 7.0), "fair, color talk": (0.0, 7.0)}
 
 
 def test_critics_without_noise_praise_what_is_good(told):
@@ -248,25 +294,148 @@ def test_the_head_learns_shares(told):
     torch.testing.assert_close(together[1], alone[0])  # trained at once, each for itself
 
 
-def test_shams_see_the_same_labels_in_another_order(told, monkeypatch):
-    """Each arm is fitted on the labels of its name, and both shams on permuted ones."""
-    seen = []
-    monkeypatch.setitem(
-        NB.train_arms.__globals__, "fit_linear", lambda x, y: seen.append((x, y)) or y
-    )
-    x, truth = torch.randn(12, 2), torch.arange(12.0)
-    number = torch.tensor([0] + [2] * 11)
-    row = (truth + 100, truth + 200, None, number)
-    names = ("kept", "all", "six", "one")
-    arms = NB.train_arms(
-        x, truth, dict.fromkeys(names, row), {"kept": (truth, truth + 300, None, number)}, 1
-    )
-    assert arms["critiques"].tolist() == (truth[1:] + 200).tolist()
-    assert arms["biased critics"].tolist() == (truth[1:] + 300).tolist()
-    assert arms["one"].tolist() == arms["plain means"].tolist() == (truth[1:] + 100).tolist()
-    for sham, honest in (("looks shuffled", "true looks"), ("critiques shuffled", "critiques")):
-        assert sorted(arms[sham].tolist()) == sorted(arms[honest].tolist())
-        assert arms[sham].tolist() != arms[honest].tolist()
+def test_arms_learn_the_labels_of_their_names(told, monkeypatch):
+    """Shams get the same labels in another order; true looks have the hero's pictures."""
+    monkeypatch.setitem(NB.train_arms.__globals__, "fit_linear", lambda x, y: (x[:, 0], y))
+    truth, number = torch.arange(12.0), torch.tensor([0] + [2] * 11)
+    x, first = truth[:, None], torch.tensor([0, 0] + [1] * 10)
+    labels = {
+        k: (truth + s, truth + s + 50, None, number)
+        for k, s in (("kept", 100), ("all", 200), ("six", 300))
+    }
+    labels["one"] = (truth + 400, truth + 450, None, first)
+    others = {
+        k: (truth, truth + s, None, number)
+        for k, s in (("biased critics", 500), ("fair, color talk", 600))
+    }
+    arms = NB.train_arms(x, truth, labels, others, 1)
+    shift = {
+        "critiques": 150,
+        "unfiltered": 250,
+        "biased critics": 500,
+        "fair, color talk": 600,
+        "plain means": 100,
+        "six": 300,
+        "one": 400,
+        "true looks": 0,
+    }
+    for name, by in shift.items():
+        start = 2 if name in ("six", "one") else 1
+        assert arms[name][0].tolist() == truth[start:].tolist(), name
+        assert (arms[name][1] - arms[name][0]).tolist() == [by] * (12 - start), name
+    for sham, honest in (
+        ("looks shuffled", "true looks"),
+        ("critiques shuffled", "critiques"),
+        ("one shuffled", "one"),
+    ):
+        assert arms[sham][0].tolist() == arms[honest][0].tolist()
+        assert sorted(arms[sham][1].tolist()) == sorted(arms[honest][1].tolist())
+        assert arms[sham][1].tolist() != arms[honest][1].tolist()
+    assert len(arms) == len(shift) + 3
+
+
+# --- measures
+
+
+def test_agreement_by_hand(told):
+    """The true look first, then each of its terms, with the sign of the scores."""
+    looks = torch.rand(40, 5, generator=seeded(20))
+    truth = rewards.aesthetic_truth(looks)
+    terms = rewards.aesthetic_terms(looks)
+    found = NB.agreement_with(terms[:, 3], looks, truth)
+    expected = [spearmanr(terms[:, 3], c).statistic for c in (truth, *terms.T)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6) and found[4] == pytest.approx(1)
+
+
+def test_picks_by_hand(told, monkeypatch):
+    """Two pools of three: best of 1 is the mean, best of 2 weighs ranks 1/3 and 2/3."""
+    told.pool = 3
+    monkeypatch.setitem(NB.picks_of.__globals__, "NS", [1, 2])
+    scores = torch.tensor([3.0, 1.0, 2.0, 10.0, 30.0, 20.0])
+    truth = torch.tensor([0.9, 0.1, 0.3, 0.0, 0.6, 0.6])
+    looks = torch.zeros(6, 5)
+    looks[:, 1] = torch.tensor([0.2, 0.8, 0.5, 1.0, 0.0, 0.5])
+    found = NB.picks_of(scores, looks, truth)
+    by_hand = {
+        "truth": [(1.3 / 3 + 1.2 / 3) / 2, ((2 * 0.9 + 0.3) / 3 + (2 * 0.6 + 0.6) / 3) / 2],
+        "saturation": [0.5, ((2 * 0.2 + 0.5) / 3 + (2 * 0.0 + 0.5) / 3) / 2],
+    }
+    for name, values in by_hand.items():
+        assert found[name].tolist() == pytest.approx(values, abs=1e-6), name
+    assert found["reward"][0] == pytest.approx(0, abs=1e-6) and found["reward"][1] > 0.3
+    # best of 1: distinct pairs of a pool are 0.3, 0.3, 0.6 and 0.5, 0.5, 1 apart in saturation
+    assert found["diversity"][0].item() == pytest.approx((0.4 + 2 / 3) / 2)
+
+
+def seeds_found():
+    """What two seeds measured, made up: every number is its own."""
+    names = ("critiques", "true looks", "one", "EMD head", "plain means")
+    arms = {k: torch.tensor([0.1 * (i + 1), 0.0]) for i, k in enumerate(names)}
+    labels = {
+        "six": (0.9, 0),
+        "one": (0.35, 0),
+        "kept": (0.5, 0.53),
+        "at random": (0.2, 0),
+        "kept, beside random": (0.6, 0),
+    }
+    truth = {
+        "fair, color talk": (0.5, 0.57, 0.7),
+        "biased critics": (0.1, 0.2, 0.4),
+        "critiques": (0.0, 9.0, 0.0),
+    }
+    picks = {k: {"truth": torch.tensor(v)} for k, v in truth.items()}
+    return [{"arms": arms, "labels": labels, "picks": picks}] * 2
+
+
+def test_rows_on_pictures_have_their_sign(monkeypatch):
+    scope = NB.on_pictures.__globals__
+    monkeypatch.setitem(scope, "found", seeds_found())
+    monkeypatch.setitem(scope, "NS", [16, 64, 256])
+    rows = {name: values.tolist() for name, values in NB.on_pictures().items()}
+    by_hand = {
+        "C4": 0.1,
+        "C4-gap": 0.1,
+        "N": 0.55,
+        "N-model": -0.05,
+        "I": 0.4,
+        "S": 0.03,
+        "H": -0.1,
+        "E-bias": 0.37,
+        "E-over": 0.3,
+    }
+    assert rows.keys() == by_hand.keys()
+    for name, value in by_hand.items():
+        assert rows[name] == pytest.approx([value] * 2, abs=1e-6), name
+
+
+def test_a_seed_standardizes_by_training_pictures_and_keeps_its_arms_apart(told, monkeypatch):
+    """A world whose features are the terms: fair critics teach the truth, biased ones color."""
+    told.train, told.test, told.pool, told.requests, told.color_talk = 300, 80, 60, 1, 12.0
+    told.head_steps = 2
+    scope, firsts, whole = NB.one_seed.__globals__, [], NB.standardized
+
+    def drawn(count, seed):
+        looks = torch.rand(count, 5, generator=seeded(seed))
+        extra = looks.repeat(1, 6)[:, : NB.EXTRA]
+        table = torch.cat([rewards.aesthetic_terms(looks), looks[:, 1:2], extra], 1)
+        return table, looks, rewards.aesthetic_truth(looks)
+
+    def watched(train, *others):
+        firsts.append((len(train), [len(other) for other in others]))
+        return whole(train, *others)
+
+    monkeypatch.setitem(scope, "draw_pictures", drawn)
+    monkeypatch.setitem(scope, "standardized", watched)
+    monkeypatch.setitem(scope, "network", None)
+    monkeypatch.setitem(scope, "NS", [1, 16])
+    found = NB.one_seed(3)
+    assert firsts == [(300, [80, 60])]
+    ranked = {name: float(values[0]) for name, values in found["arms"].items()}
+    assert ranked["true looks"] > ranked["critiques"] > 0.9 > ranked["biased critics"] + 0.1
+    assert ranked["fair, color talk"] > ranked["biased critics"] + 0.05
+    pick = {name: curves["saturation"][1] for name, curves in found["picks"].items()}
+    assert pick["biased critics"] > pick["fair, color talk"] + 0.1
+    assert found["k"] in NB.STRENGTHS and 0.5 < found["kept"] <= 1
 
 
 # --- people
@@ -317,3 +486,53 @@ def test_a_critique_never_predicts_itself(told, monkeypatch):
     after = NB.embedding_scores(fold)
     torch.testing.assert_close(after[fold == 2], before[fold == 2])
     assert not torch.allclose(after[fold == 1], before[fold == 1])
+
+
+def ranks_of_people(monkeypatch, **values):
+    """Ranks that a run leaves for averaging, length and mixing."""
+    for name, value in values.items():
+        monkeypatch.setitem(NB.averaging.__globals__, name, value)
+
+
+def test_averaging_length_and_mixing_by_hand(monkeypatch):
+    truth = torch.arange(8.0, dtype=torch.float64)
+    half = torch.tensor([0.0, 2, 1, 3, 5, 4, 7, 6], dtype=torch.float64)
+    rows = torch.arange(8)
+    part = np.corrcoef(truth, half)[0, 1]
+    ranks_of_people(
+        monkeypatch, truth_ranks=truth, mean_ranks=truth, aspect_ranks=[half, -half, half]
+    )
+    assert NB.averaging(rows) == pytest.approx(1 - part / 3)
+    ranks_of_people(monkeypatch, long=rows < 4, tone=half, value=torch.where(rows < 4, half, -half))
+    assert NB.length(rows) == pytest.approx(2)
+    ranks_of_people(monkeypatch, every=truth, fold_ranks=[(truth, half), (half, -half)])
+    assert NB.mixing(rows) == pytest.approx((1 + part) / 2 - (part - part) / 2)
+
+
+def test_folded_interval():
+    both = NB.wb.clustered_interval(lambda rows: rows.double().mean().item(), np.arange(9))
+    signed = NB.replace(both, value=-0.06, low=-0.16, high=0.05)
+    assert tuple(NB.folded(signed)) == pytest.approx((0.06, 0, 0.16))
+    assert tuple(NB.folded(NB.replace(signed, low=-0.16, high=-0.02))) == pytest.approx(
+        (0.06, 0.02, 0.16)
+    )
+    assert tuple(NB.folded(NB.replace(signed, value=0.6, low=0.5, high=0.7))) == pytest.approx(
+        (0.6, 0.5, 0.7)
+    )
+
+
+def test_checks_ask_for_the_guards():
+    """20.1 without its guard, and 20.5 without its small number, do not pass."""
+    exercises = load_checks("20_rpcd")["EXERCISES"]
+
+    def shares(values):
+        kinds = [sum(1 + abs(v) for v in values if np.sign(v) == k) for k in (-1, 0, 1)]
+        return torch.tensor(kinds) / sum(kinds)
+
+    def loss(predicted, target):
+        return (predicted - target).cumsum(1).square().mean(1).sqrt().mean()
+
+    for number, function in (("20.1", shares), ("20.5", loss)):
+        found = exercises[number].outcome(function)
+        assert found.status == "wrong", number
+        assert "zero" in found.message or "exact" in found.message

@@ -11,7 +11,10 @@ from rlgenkit import workbook as wb
 
 
 def shares_of(values):
-    """Shares (negative, neutral, positive) of one comment: list of valences -> [3]."""
+    """Shares (negative, neutral, positive) of one comment: list of valences -> [3].
+
+    Three zeros for a comment without words.
+    """
     positive = sum(v + 1 for v in values if v > 0)
     negative = sum(1 - v for v in values if v < 0)
     neutral = sum(v == 0 for v in values)
@@ -48,10 +51,24 @@ def _signed(values):
     return torch.tensor([negative, neutral, positive]) / max(positive - negative + neutral, 1)
 
 
+def _no_guard(values):
+    kinds = [
+        sum(1 - v for v in values if v < 0),
+        sum(v == 0 for v in values),
+        sum(v + 1 for v in values if v > 0),
+    ]
+    return torch.tensor(kinds) / sum(kinds)
+
+
+def _neutral_if_empty(values):
+    return shares_of(values or [0.0])
+
+
 def _feelings(generator):
+    """Nine words, or a comment without any (one draw in two)."""
     values = torch.randint(-3, 4, (9,), generator=generator).float()
     values[:4] = torch.tensor([0.0, 2.5, -1.5, 0.0])
-    return [values.tolist()]
+    return [values.tolist() if torch.rand((), generator=generator) < 0.5 else []]
 
 
 # --- 20.2: the score
@@ -194,7 +211,7 @@ def _pictures_and_zero(generator):
 
 
 def emd_loss(predicted, target):
-    """Mean of sqrt(mean_k (F_hat - F)^2), F cumulated: [P, 3], [P, 3] -> scalar."""
+    """Mean of sqrt(mean_c (F_hat - F)^2 + 1e-12), cumulated: [P, 3] twice -> scalar."""
     gap = predicted.cumsum(1) - target.cumsum(1)
     return (gap.square().mean(1) + 1e-12).sqrt().mean()
 
@@ -220,9 +237,27 @@ def _down_the_batch(predicted, target):
     return (gap.square().mean(1) + 1e-12).sqrt().mean()
 
 
+def _no_number(predicted, target):
+    return (predicted.cumsum(1) - target.cumsum(1)).square().mean(1).sqrt().mean()
+
+
+def _large_number(number):
+    def loss(predicted, target):
+        gap = predicted.cumsum(1) - target.cumsum(1)
+        return (gap.square().mean(1) + number).sqrt().mean()
+
+    return loss
+
+
+def _from_the_end(predicted, target):
+    return emd_loss(predicted.flip(1), target.flip(1))
+
+
 def _guesses(generator):
+    """Six guesses; the first one is exact."""
     predicted = torch.rand(6, 3, generator=generator).softmax(1)
     target = torch.rand(6, 3, generator=generator).softmax(1)
+    target[0] = predicted[0]
     return [predicted.requires_grad_(), target]
 
 
@@ -264,6 +299,8 @@ EXERCISES = {
             "divide by the sum of the three, not by the number of words": _per_word,
             "the order is negative, neutral, positive": _other_order,
             "shares are never negative: take the size of a negative word": _signed,
+            "a comment without words must not divide by zero": _no_guard,
+            "a comment without words gets three zeros": _neutral_if_empty,
         },
         hints=["Three sums: one over v > 0, one over v < 0, and the number of zeros.",
                "A word of valence -2 adds 3 to the negative sum."]),
@@ -306,6 +343,10 @@ EXERCISES = {
             "the root comes before the mean over pictures": _root_outside,
             "squares, not absolute differences": _absolute,
             "cumulate over classes, axis 1": _down_the_batch,
+            "without a number under the root an exact guess has no slope": _no_number,
+            "the number under the root is 1e-12, not 1e-6": _large_number(1e-6),
+            "the number under the root is 1e-12, not 1e-8": _large_number(1e-8),
+            "equal for shares that sum to 1, but begin with negative, as F does": _from_the_end,
         },
         hints=["`cumsum(1)` of both, then the difference.",
                "Mean over the three classes, root, mean over pictures."]),
@@ -348,7 +389,8 @@ QUIZZES = {
         "comment. With six comments instead of one the correlation is ...",
         ["six times as high, at most 1", "about 0.37: the noise stays",
          "about twice as high", "0.37 plus 6 times 0.1"],
-        2, "Spearman-Brown: 0.37 times the root of 6 / (1 + 5 times 0.14) is about 0.7. "
-        "Independent noise averages out, and what all comments share stays.",
+        2, "Readings that share nothing but the truth agree with each other at 0.37 squared, 0.14. "
+        "So 0.37 times the root of 6 / (1 + 5 times 0.14), about 0.7. What comments share besides "
+        "the truth would stay.",
         holds=_six_comments),
 }  # fmt: skip
