@@ -10,9 +10,11 @@ from scipy.stats import chisquare
 from sklearn.metrics import f1_score
 
 from rlgenkit import models, optimizers, rewards
+from rlgenkit.workbook import exercises
 from tests.notebook_code import definitions
 
 of_24 = definitions("24")
+EXERCISES = exercises.load_checks("24_unifiedreward_flex")["EXERCISES"]
 SETTINGS = of_24.train_policy.__globals__
 
 
@@ -218,9 +220,40 @@ def test_imitation_and_preference_move_log_probs_as_they_should(settings):
     pairs = torch.stack([torch.arange(8), torch.arange(8, 16)], 1)
     before = models.token_logprobs(model, batch).sum(1).detach()
     settings.updates = 15
-    of_24.prefer_traces(model, batch, pairs, gen(11))
+    of_24.prefer_traces(model, batch, pairs, pairs[:0], gen(11))
     change = models.token_logprobs(model, batch).sum(1).detach() - before
     assert change[:8].mean() > change[8:].mean() + 0.1
+
+
+def test_all_second_stages_draw_the_same_pairs_of_right_and_wrong(settings, monkeypatch):
+    prompts, texts = of_24.schoolwork(24, gen(30))
+    batch = of_24.as_batch(prompts, texts)
+    mixed = torch.stack([torch.arange(8), torch.arange(8, 16)], 1)
+    good = torch.stack([torch.arange(16, 20), torch.arange(20, 24)], 1)
+    seen = []
+
+    def keep(chosen, rejected, reference_chosen, reference_rejected, beta):
+        seen.append(torch.stack([reference_chosen, reference_rejected], 1))
+        return optimizers.dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta)
+
+    monkeypatch.setitem(SETTINGS, "preference_loss", keep)
+    settings.updates = 1
+    for extra in (good[:0], good, good.flip(1)):
+        of_24.prefer_traces(of_24.new_model(), batch, mixed, extra, gen(31))
+    alone, added, turned = seen
+    assert len(alone) == 32 and len(added) == len(turned) == 64
+    assert torch.equal(alone, added[:32]) and torch.equal(alone, turned[:32])
+    assert torch.equal(added[32:], turned[32:].flip(1))
+    model = of_24.new_model()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    of_24.prefer_traces(model, batch, mixed[:0], good, gen(31))
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_streams_of_two_seeds_never_meet():
+    first = [torch.rand(3, generator=of_24.stream(seed, part)).tolist()
+             for seed in range(2400, 2408) for part in range(8)]  # fmt: skip
+    assert len({tuple(x) for x in first}) == 64
 
 
 def test_the_untrained_model_is_the_same_each_time_and_leaves_the_global_seed_alone():
@@ -233,15 +266,15 @@ def test_the_untrained_model_is_the_same_each_time_and_leaves_the_global_seed_al
     assert all(torch.equal(a, b) for a, b in same)
 
 
-def test_rivals_by_word_are_linear_in_gaps_times_words():
+def test_rivals_by_cue_are_linear_in_gaps_times_cues():
     gaps = torch.randn(5, 10, generator=gen(12))
     words, _ = of_24.draw_captions(5, gen(13))
-    found = of_24.by_word(gaps, words)
-    assert found.shape == (5, 390)
+    found = of_24.by_cue(gaps, words)
+    assert found.shape == (5, 250)
     for n in range(5):
-        table = found[n, 10:].view(10, 38)
-        said = words[n].tolist()
-        for k in range(38):
+        table = found[n, 10:].view(10, 24)
+        said = words[n, :1].tolist()
+        for k in range(24):
             wanted = gaps[n] if k in said else torch.zeros(10)
             torch.testing.assert_close(table[:, k], wanted)
     levels = torch.tensor([[-4, -2, -1, 0, 1, 2, 3, 0, 1, -1]])
@@ -302,16 +335,20 @@ def test_advantages_of_duels_follow_the_truth():
     assert torch.equal(advantages.argsort(1), truth.argsort(1))
     points = of_24.points_by(torch.tensor([1.0] + [0.0] * 9))(words, pictures, gen(20))
     assert torch.corrcoef(torch.stack([points.flatten(), pictures[..., 0].flatten()]))[0, 1] > 0.7
+    weights = torch.cat([torch.zeros(10), of_24.taste(torch.arange(24) // 4).T.flatten()])
+    points = of_24.points_by(weights)(words, pictures, gen(20))
+    assert torch.corrcoef(torch.stack([points.flatten(), truth.flatten()]))[0, 1] > 0.7
 
 
-def test_a_policy_learns_from_an_exact_judge_and_not_from_the_sham(settings):
+def test_a_policy_learns_from_an_exact_judge_and_not_from_one_without_a_verdict(settings):
     settings.iterations, settings.captions, settings.group = 15, 12, 6
     by = of_24.duels_by(exact_judge, None, 0.3)
     found = of_24.train_policy(by, 1, 0.1)
     again = of_24.train_policy(by, 1, 0.1)
-    sham = of_24.train_policy(by, 1, 0.1, sham=True)
+    coins = of_24.duels_by(of_24.rubric_duels, torch.zeros(10), 0.3)
+    sham = of_24.train_policy(coins, 1, 0.1)
     assert torch.equal(found["truth"], again["truth"])
-    assert found["gain"].mean() > 1.0 and sham["gain"].mean() < 0.6
+    assert found["gain"].mean() > 1.0 and sham["gain"].abs().max() < 1e-5
     assert found["truth"].shape == (15,) and found["gain"].shape == (6,)
 
 
@@ -372,3 +409,48 @@ def test_scene_pairs_differ_in_a_color():
     texts, right, wrong = of_24.scene_pairs(3)
     assert len(texts) == 3 and right.shape == wrong.shape == (3, 3, 64, 64)
     assert not torch.equal(right, wrong) and "winner" in of_24.REQUEST
+
+
+@pytest.mark.parametrize(("number", "student"), [
+    ("24.7", "weights_for_b"), ("24.7", "reversed_places"), ("24.3", "above_only"),
+    ("24.3", "no_floor"), ("24.1", "needs_categories"),
+])  # fmt: skip
+def test_wrong_answers_of_the_readers_are_refused(number, student):
+    assert EXERCISES[number].outcome(STUDENTS[student]).status == "wrong"
+
+
+def weights_for_b(by_overall, names, shares, weight):
+    own = torch.tensor([{"A": 1.0, "B": 5.0, "C": 0.7}[name] for name in names])
+    return (1 - weight) * by_overall + weight * (own[:, None] * shares).sum(0) / own.sum()
+
+
+def reversed_places(by_overall, names, shares, weight):
+    own = torch.tensor([1.0, 0.7, 0.7][: len(names)]).flip(0)
+    return (1 - weight) * by_overall + weight * (own[:, None] * shares).sum(0) / own.sum()
+
+
+def mixture(by_overall, by_category, overall, floor):
+    parts = [
+        (x - x.mean(1, keepdim=True)) / (x.std(1, correction=0, keepdim=True) + floor)
+        for x in (by_overall, by_category)
+    ]
+    both = overall * parts[0] + (1 - overall) * parts[1]
+    return (both - both.mean()) / (both.std(correction=0) + floor)
+
+
+def above_only(by_overall, by_category, overall):
+    return mixture(by_overall, by_category, overall, 1e-8).clamp(max=5)
+
+
+def no_floor(by_overall, by_category, overall):
+    return mixture(by_overall, by_category, overall, 0.0).clamp(-5, 5)
+
+
+def needs_categories(verdict, size):
+    one, other = torch.triu_indices(size, size, 1)
+    wins = torch.zeros(len(verdict), size, verdict.shape[2])
+    return wins.index_add(1, one, verdict).index_add(1, other, 1 - verdict) / (size - 1)
+
+
+STUDENTS = {f.__name__: f for f in
+            (weights_for_b, reversed_places, above_only, no_floor, needs_categories)}  # fmt: skip

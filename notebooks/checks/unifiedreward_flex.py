@@ -40,8 +40,9 @@ def _even_is_lost(verdict, size):
 
 
 def _groups(generator):
-    verdict = torch.randint(3, (4, 10, 3), generator=generator) / 2
-    return [verdict, 5]
+    """Verdicts with and without an axis of categories."""
+    shape = ((4, 10, 3), (4, 10))[int(torch.randint(2, (1,), generator=generator))]
+    return [torch.randint(3, shape, generator=generator) / 2, 5]
 
 
 # --- 24.2: the reward by categories
@@ -116,11 +117,26 @@ def _unclipped(by_overall, by_category, overall):
     return _in_batch(mixed)
 
 
+def _clipped_above(by_overall, by_category, overall):
+    return _unclipped(by_overall, by_category, overall).clamp(max=5)
+
+
+def _no_floor(by_overall, by_category, overall):
+    spread = [x.std(1, correction=0, keepdim=True) for x in (by_overall, by_category)]
+    parts = [
+        (x - x.mean(1, keepdim=True)) / wide
+        for x, wide in zip((by_overall, by_category), spread)
+    ]
+    return _in_batch(overall * parts[0] + (1 - overall) * parts[1]).clamp(-5, 5)
+
+
 def _two_rewards(generator):
-    """Two wide rewards; in the first group one picture stands out of forty."""
+    """Two wide rewards; in two groups one picture of forty stands out, in one all are equal."""
     one, two = torch.rand(2, 6, 40, generator=generator)
     scale = torch.tensor([1.0, 0.1, 3.0, 1.0, 0.5, 2.0])[:, None]
     one[0, 0], two[0, 0] = 40.0, 40.0
+    one[3, 0], two[3, 0] = -40.0, -40.0
+    one[5], two[5] = 0.5, 0.5
     return [one * scale, two * scale.flip(0), 0.3]
 
 
@@ -267,13 +283,11 @@ def _mixed_the_other_way(by_overall, names, shares, weight):
 
 
 def _missing(generator):
-    """Always a judge that leaves out a category and reorders."""
-    return [
-        torch.rand(6, generator=generator),
-        ("C", "A"),
-        torch.rand(2, 6, generator=generator),
-        0.6,
-    ]
+    """A judge that reorders its categories, and often leaves one out."""
+    orders = (("C", "A"), ("B", "A"), ("B", "C"), ("C", "A", "B"), ("B", "A", "C"))
+    names = orders[int(torch.randint(len(orders), (1,), generator=generator))]
+    shares = torch.rand(len(names), 6, generator=generator)
+    return [torch.rand(6, generator=generator), names, shares, 0.6]
 
 
 EXERCISES = {
@@ -316,6 +330,8 @@ EXERCISES = {
             "first within each group, not over the batch": _whole_batch,
             "`overall` is the weight of the first reward": _weights_turned,
             "clip at 5 on both sides": _unclipped,
+            "clip at -5, too": _clipped_above,
+            "a group of equal rewards has no spread: add 1e-8 to it": _no_floor,
         },
         hints=[
             "Three steps: each reward in its group, the mixture over the batch, the clip.",
@@ -388,15 +404,15 @@ EXERCISES = {
 
 QUIZZES = {
     "24.q1": wb.Quiz(
-        "A plain Bradley-Terry reward that reads the caption word by word gets the same 500 "
-        "labels as the judge that writes. Where does it end?",
+        "A plain Bradley-Terry reward that reads the caption's cue gets the same 500 labels as "
+        "the judge that writes. Where does it end?",
         [
-            "At the judges that do not read the caption, or a little above",
-            "At the judge that writes",
+            "With the judges that do not read the caption",
+            "Between those and the judge that writes",
             "Above the judge that writes",
         ],
-        0,
-        "24 cues with ten attributes each are too much for 500 noisy labels. The judge that writes "
+        1,
+        "24 cues with ten attributes each are much for 500 noisy labels. The judge that writes "
         "has a teacher who knows the cues.",
     ),
     "24.q2": wb.Quiz(
@@ -405,16 +421,5 @@ QUIZZES = {
         ["It rises", "It stays at one half", "It rises and then falls"],
         1,
         "What one picture wins another one loses. Only the truth shows the progress.",
-    ),
-    "24.q3": wb.Quiz(
-        "Win rates of a, b and c among themselves: how far do they follow the circle?",
-        [
-            "They do not: all three get one half",
-            "a gets the most, since it beats b",
-            "They name the winner of the strongest duel",
-        ],
-        0,
-        "A win rate is a Borda score: each wins one duel and loses one. No scalar can hold a "
-        "circle, and neither can Bradley-Terry.",
     ),
 }
