@@ -277,6 +277,7 @@ PLACES = {
     "19_dpa": ("text_model",),
     "20_rpcd": ("encoder", "tone_net"),
     "22_aes_r1": ("model",),
+    "24_unifiedreward_flex": ("encoder", "judge_model"),
     "27_critique_rl": ("model",),
     "30_raft": ("model", "text_model", "judge"),
     "31_rlcm": ("model", "rival", "judge"),

@@ -103,6 +103,12 @@ def writer(folder):
     return {"text_model": str(folder / "writer")}
 
 
+def sentences_and_eyes(folder):
+    """A tiny sentence encoder and an untrained vision-language model as a judge."""
+    save_language_model("mpnet", folder / "encoder")
+    return {"encoder": str(folder / "encoder"), "judge_model": vision_language(folder)["model"]}
+
+
 def feelings(folder):
     """A tiny sentiment classifier of RoBERTa's class and the small dual encoder."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
@@ -223,6 +229,9 @@ CASES = {
         "train": 60, "test": 20, "pool": 24, "requests": 1, "head_steps": 3}, None),
     "22_aes_r1": (vision_language, {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
+    "24_unifiedreward_flex": (sentences_and_eyes, {
+        "labels": 40, "drafts": 2, "iterations": 2, "group": 4, "schooling": 8, "copies": 1,
+        "epochs": 1, "updates": 2, "captions": 4, "exam": 60, "duels": 2}, None),
     "27_critique_rl": (lambda folder: {}, {
         "stage": 2, "prompts": 8, "test": 60, "pool": 100, "fit": 5}, None),
     "32_d3po": (published("stable-diffusion-v1-5"), {
