@@ -222,34 +222,41 @@ def test_stage_two_keeps_what_gold_and_judge_or_best_model_say():
 
 def test_every_arm_learns_from_its_own_labels_and_pairs():
     code = NB.lessons_of.__globals__
-    code["p"] = SimpleNamespace(hidden=0, batch=8, updates=60, lr=0.1)
+    code["p"] = SimpleNamespace(hidden=3, batch=8, updates=80, lr=0.1, gold_lr=0.1, gold_updates=20)
     pool = toy(80, 22)
     style = (pool.louder > 0).float()
     agrees = pool.right == style
     made = SimpleNamespace(kept=agrees, agrees=agrees, swapped=pool.right, verdicts=1 - pool.right)
     raw, world = SimpleNamespace(label=style), SimpleNamespace(pool=pool)
     sham = SimpleNamespace(kept=~agrees)
-    labels, kept = NB.lessons_of(world, raw, made, sham, seeded(23))
-    assert tuple(labels) == tuple(kept) == NB.ARMS[:-1]
+    other = SimpleNamespace(kept=pool.right > 0.5)
+    labels, kept = NB.lessons_of(world, raw, made, sham, other, seeded(23))
+    assert tuple(labels) == tuple(kept) == NB.ARMS[:9]
     for arm in ("raw", "curated", "kept by raw reward", "permuted"):
         assert (labels[arm] == style).all()
     assert (labels["gold model's labels"] == pool.right).all()  # wrong ones are turned
     assert (labels["judge's labels"] == 1 - pool.right).all()
     assert (kept["curated"] == agrees).all() and (kept["permuted"] == ~agrees).all()
+    assert (kept["curated, random stage 1"] == other.kept).all()
     assert kept["raw"].all() and kept["curated, swapped"].all()
     assert kept["kept by raw reward"].float().mean() > 0.9  # it believes its raters
     wrong = (labels["errors at random"] != pool.right).float().mean()
     assert float(wrong) == pytest.approx(float((~agrees).float().mean()), abs=0.15)
 
     people = NB.Pairs(*(column[:10] for column in pool)), pool.right[:10]
-    nets, mixed = NB.train_arms(pool, labels, kept, people, seeded(24))
-    truth, taste = nets.w_out.T
+    nets = NB.train_arms(pool, labels, kept, people, seeded(24))
+    assert [len(net.w_out) for net in nets] == [9, 2, 1]
+    with torch.no_grad():  # how far truth and taste of style move a reward
+        seen = torch.cat([net.scores(torch.eye(2)) - net.scores(-torch.eye(2)) for net in nets])
+    truth, taste = seen.T
     place = {arm: k for k, arm in enumerate(NB.ARMS)}
     assert taste[place["raw"]] > truth[place["raw"]].abs()
     assert truth[place["curated"]] > 1 and truth[place["curated, swapped"]] > 1
     assert truth[place["permuted"]] < -1  # learns from the pairs that the others discard
     assert truth[place["judge's labels"]] < -1 < 1 < truth[place["gold model's labels"]]
-    assert len(mixed.w_out) == 1 and mixed.w_out[0, 0] > truth[place["raw"]]
+    share = (truth / (truth.abs() + taste.abs()))[[place["raw"], 9, 10]].tolist()
+    assert share == sorted(share)  # more truth with more human labels
+    assert truth[11] > truth[place["raw"]] + 1  # the network of raw, taught further
 
 
 def test_style_of_a_pair_is_seen_from_the_right_picture():
