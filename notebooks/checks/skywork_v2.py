@@ -337,11 +337,11 @@ QUIZZES = {
         "From 1,000 to 6,000 raw pairs, three in ten labels wrong in favor of the louder picture:",
         [
             "errors average out, accuracy rises by five points and more",
-            "it hardly moves",
+            "it gains a few points at most, none of them on hard pairs",
             "it falls to one half",
         ],
         1,
-        "Errors that share a cause do not average out; the model learns the cause along with the task.",
+        "Independent slips average out; errors that share a cause do not, and the model learns the cause.",
     ),
     "13.q2": wb.Quiz(
         "As many wrong labels, but independent of style; from 1,000 to 6,000 pairs:",
