@@ -85,6 +85,7 @@ def test_a_pair_is_one_right_and_one_wrong_picture_of_one_caption():
     assert ((second % 6 < 3) == (pairs.right < 0.5)).all()
     assert len({frozenset(pair) for pair in zip(first.tolist(), second.tolist())}) == 36
     torch.testing.assert_close(pairs.louder, (first - second) / 24)
+    assert (pairs.caption == first // 6).all()
     assert 0.2 < pairs.right.mean() < 0.8
     torch.testing.assert_close(pairs.place.norm(dim=1), torch.ones(36))
 
@@ -153,9 +154,109 @@ def test_style_raters_and_slips_have_their_rates():
     assert NB.slips(torch.zeros(20000), 0.1, seeded(15)).mean() == pytest.approx(0.1, abs=0.01)
 
 
-def test_repeated_rows_fill_the_length_evenly():
-    rows = NB.repeated(torch.tensor([4, 7, 9]), 8)
-    assert rows.tolist() == [4, 7, 9, 4, 7, 9, 4, 7]
+def test_rows_are_dealt_evenly_and_in_random_order():
+    rows = torch.tensor([4, 7, 9])
+    got = NB.dealt(rows, 8, seeded(16))
+    assert sorted(rows.tolist() + rows.tolist()) == sorted(got[:6].tolist())
+    assert len(got) == 8 and len(set(got[6:].tolist())) == 2
+    orders = {tuple(NB.dealt(rows, 3, seeded(k)).tolist()) for k in range(60)}
+    assert len(orders) == 6
+
+
+def test_every_arm_makes_the_same_updates(monkeypatch):
+    seen = []
+    code = NB.train.__globals__
+    code["p"] = SimpleNamespace(hidden=0, batch=4)
+    monkeypatch.setattr(rewards, "train_voters", lambda *a, **k: seen.append(k))
+    pairs = SimpleNamespace(first=torch.randn(9, 2), second=torch.randn(9, 2))
+    rows = [torch.arange(9), torch.tensor([2, 5])]
+    NB.train(pairs, torch.ones(2, 9), rows, seeded(17), 5, 0.1)
+    counts = [own.bincount(minlength=9).tolist() for own in seen[0]["rows"]]
+    assert seen[0]["rows"].shape == (2, 20) and seen[0].get("epochs", 1) == 1
+    assert set(counts[0]) == {2, 3} and counts[1] == [0, 0, 10, 0, 0, 10, 0, 0, 0]
+
+
+def test_a_round_fetches_one_pair_of_a_caption():
+    pairs = SimpleNamespace(caption=torch.tensor([0, 0, 1, 1, 2, 0]))
+    assert NB.one_a_caption(pairs, torch.tensor([3, 1, 5, 2, 4])).tolist() == [3, 1, 4]
+    code = NB.next_pairs.__globals__
+    code["p"] = SimpleNamespace(fetch=2, k_max=4)
+    free = torch.tensor([True, True, False, True, True, True])
+    drawn = [NB.next_pairs(None, pairs, None, free, "random", seeded(k)) for k in range(40)]
+    assert all(len(set(pairs.caption[new].tolist())) == 2 for new in drawn)
+    assert {j for new in drawn for j in new.tolist()} == {0, 1, 3, 4, 5}
+
+
+def toy(size=60, seed=18):
+    """Pairs whose features are truth and loudness, 4 of 10 labels those of style."""
+    draw = seeded(seed)
+    right = (torch.rand(size, generator=draw) < 0.5).float()
+    louder = torch.rand(size, generator=draw) - 0.5
+    gap = torch.stack([2 * right - 1, louder], 1)
+    zero = torch.zeros(size).long()
+    place = torch.nn.functional.normalize(torch.randn(size, 4, generator=draw), dim=1)
+    return NB.Pairs(gap / 2, -gap / 2, right, louder, zero, torch.arange(size), place)
+
+
+def linear(*weights):
+    return rewards.Voters(None, None, torch.tensor([weights]))
+
+
+def test_stage_two_keeps_what_gold_and_judge_or_best_model_say():
+    code = NB.stage_two.__globals__
+    code["p"] = SimpleNamespace(hidden=0, batch=8, gold_updates=60, gold_lr=0.1)
+    search, pool = toy(40, 19), toy(60, 20)
+    label = torch.where(torch.arange(60) % 5 < 2, (pool.louder > 0).float(), pool.right)
+    eye = torch.where(torch.arange(60) % 4 == 0, 1 - pool.right, pool.right)
+    ones = torch.ones(2, 40) * search.right  # the judge was right on all examples
+    raw = SimpleNamespace(label=label, searched=ones, pooled=torch.stack([eye, eye]))
+    loop = SimpleNamespace(gold=torch.arange(12), net=linear(0.0, 1.0))  # best one: style
+    world = SimpleNamespace(search=search, pool=pool)
+    made = NB.stage_two(world, raw, loop, search.right, seeded(21))
+    good = label == pool.right
+    second = (eye == label) | ((pool.louder > 0) == (label > 0.5))
+    assert (made.verdicts == eye).all() and (made.agrees == good).all()
+    assert (made.kept == (good & second)).all()
+    assert (made.swapped == torch.where(made.kept, label, 1 - label)).all()
+
+
+def test_every_arm_learns_from_its_own_labels_and_pairs():
+    code = NB.lessons_of.__globals__
+    code["p"] = SimpleNamespace(hidden=3, batch=8, updates=80, lr=0.1, gold_lr=0.1, gold_updates=20)
+    pool = toy(80, 22)
+    style = (pool.louder > 0).float()
+    agrees = pool.right == style
+    made = SimpleNamespace(kept=agrees, agrees=agrees, swapped=pool.right, verdicts=1 - pool.right)
+    raw, world = SimpleNamespace(label=style), SimpleNamespace(pool=pool)
+    sham = SimpleNamespace(kept=~agrees)
+    other = SimpleNamespace(kept=pool.right > 0.5)
+    labels, kept = NB.lessons_of(world, raw, made, sham, other, seeded(23))
+    assert tuple(labels) == tuple(kept) == NB.ARMS[:9]
+    for arm in ("raw", "curated", "kept by raw reward", "permuted"):
+        assert (labels[arm] == style).all()
+    assert (labels["gold model's labels"] == pool.right).all()  # wrong ones are turned
+    assert (labels["judge's labels"] == 1 - pool.right).all()
+    assert (kept["curated"] == agrees).all() and (kept["permuted"] == ~agrees).all()
+    assert (kept["curated, random stage 1"] == other.kept).all()
+    assert kept["raw"].all() and kept["curated, swapped"].all()
+    assert kept["kept by raw reward"].float().mean() > 0.9  # it believes its raters
+    wrong = (labels["errors at random"] != pool.right).float().mean()
+    assert float(wrong) == pytest.approx(float((~agrees).float().mean()), abs=0.15)
+
+    people = NB.Pairs(*(column[:10] for column in pool)), pool.right[:10]
+    nets = NB.train_arms(pool, labels, kept, people, seeded(24))
+    assert [len(net.w_out) for net in nets] == [9, 2, 1]
+    with torch.no_grad():  # how far truth and taste of style move a reward
+        seen = torch.cat([net.scores(torch.eye(2)) - net.scores(-torch.eye(2)) for net in nets])
+    truth, taste = seen.T
+    place = {arm: k for k, arm in enumerate(NB.ARMS)}
+    assert taste[place["raw"]] > truth[place["raw"]].abs()
+    assert truth[place["curated"]] > 1 and truth[place["curated, swapped"]] > 1
+    assert truth[place["permuted"]] < -1  # learns from the pairs that the others discard
+    assert truth[place["judge's labels"]] < -1 < 1 < truth[place["gold model's labels"]]
+    share = (truth / (truth.abs() + taste.abs()))[[place["raw"], 9, 10]].tolist()
+    assert share == sorted(share)  # more truth with more human labels
+    assert truth[11] > truth[place["raw"]] + 1  # the network of raw, taught further
 
 
 def test_style_of_a_pair_is_seen_from_the_right_picture():
