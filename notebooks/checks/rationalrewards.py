@@ -11,7 +11,7 @@ def some_scores(generator):
     """Six rows of scores, some N/A, one beyond 4, one below 1."""
     scores = 1 + 3 * torch.rand(6, 3, generator=generator)
     scores[1, 2] = scores[4, 2] = NAN
-    scores[2] = torch.tensor([8.0, 4.0, 4.0])
+    scores[2] = torch.tensor([8.0, 2.0, 2.5])
     scores[3] = torch.tensor([0.5, 1.0, 1.0])
     return scores
 
