@@ -81,11 +81,16 @@ def test_filter_by_brute_force():
 def test_words_survive_writing_and_reading():
     sure = torch.rand(20, 7, generator=gen(8))
     letter = torch.rand(20, generator=gen(9)) < 0.5
-    read = torch.stack([of_23.read_critique(of_23.write_critique(s, y)) for s, y in zip(sure, letter)])
+    read = torch.stack(
+        [of_23.read_critique(of_23.write_critique(s, y)) for s, y in zip(sure, letter)]
+    )
     scores = of_23.dimension_scores(sure, letter)
     torch.testing.assert_close(read, scores, atol=0.006, rtol=0, equal_nan=True)
     assert of_23.read_critique("physical quality score: 3") is None
-    assert of_23.read_critique(of_23.write_critique(sure[0], True).replace("score: ", "score: 9")) is None
+    assert (
+        of_23.read_critique(of_23.write_critique(sure[0], True).replace("score: ", "score: 9"))
+        is None
+    )
 
 
 def test_nft_loss_is_the_kits_and_steps_as_the_closed_form_says():
