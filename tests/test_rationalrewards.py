@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rlgenkit import optimizers
+from rlgenkit import optimizers, rewards
 from tests.notebook_code import definitions
 
 of_23 = definitions("23")
@@ -84,8 +84,13 @@ def test_words_survive_writing_and_reading():
     read = torch.stack(
         [of_23.read_critique(of_23.write_critique(s, y)) for s, y in zip(sure, letter)]
     )
-    scores = of_23.dimension_scores(sure, letter)
+    scores = of_23.critique_scores(sure, letter)
     torch.testing.assert_close(read, scores, atol=0.006, rtol=0, equal_nan=True)
+    counted = of_23.counted_words(of_23.write_critique(sure[0], letter[0]))
+    torch.testing.assert_close(counted, scores[0], equal_nan=True)
+    worse = sure.clone()
+    worse[:, 3] = 0.0
+    assert (of_23.critique_scores(worse, letter)[:, 1] <= scores[:, 1]).all()
     assert of_23.read_critique("physical quality score: 3") is None
     assert (
         of_23.read_critique(of_23.write_critique(sure[0], True).replace("score: ", "score: 9"))
@@ -146,7 +151,7 @@ def test_permuted_words_keep_their_number_and_miss_what_does_not_count():
 
 
 def test_faults_and_the_threshold():
-    sure = torch.tensor([[0.9, 0.5, 0.6, 0.2, 0.9, 0.9, 0.1]])
+    sure = torch.tensor([[0.9, 0.49, 0.6, 0.2, 0.9, 0.9, 0.1]])
     assert of_23.faults(sure, torch.tensor([False])).tolist() == [
         [False, True, False, True, False, False, False]
     ]
@@ -166,14 +171,48 @@ def test_aspects_that_side_with_the_label():
     assert share[:2].tolist() == [0.5, 0.5] and share[2].isnan()
 
 
-def test_kept_less_dropped_compares_within_strata_only():
-    inside = of_23.kept_less_dropped.__globals__
-    inside["stratum"] = torch.tensor([1, 1, 1, 1, 2, 2, 3])
-    inside["agree"] = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.5, 0.5, 1.0])
-    kept = torch.tensor([True, False, True, False, True, False, True])
-    # stratum 1: 100 points, 4 pairs; stratum 2: 0 points, 2 pairs; stratum 3 has no dropped pair
-    assert of_23.kept_less_dropped(kept, torch.arange(7)) == pytest.approx(400 / 6)
-    assert of_23.kept_less_dropped(~kept, torch.arange(6)) == pytest.approx(-400 / 6)
+def test_kept_less_dropped_compares_within_reviewer_and_gap_only():
+    inside = of_23.by_reviewer.__globals__
+    inside["stratum"] = torch.tensor([101, 101, 101, 101, 102, 102, 203, 203, 301])
+    inside["agree"] = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.2, 0.6, 1.0])
+    kept = torch.tensor([True, False, True, False, True, False, True, False, True])
+    # reviewer 1: 100 points by 4 pairs and 0 by 2; reviewer 2: -40; reviewer 3 dropped nothing
+    assert of_23.by_reviewer(kept).tolist() == pytest.approx([400 / 6, -40])
+    assert of_23.effective(torch.tensor([5.0, 5, 0])) == pytest.approx(2)
+
+
+def test_the_chooser_never_lowers_the_critics_score():
+    first, second = torch.randn(2, 90, 7, generator=gen(18))
+    kept = of_23.keep_better(first, second, lambda pictures: pictures.sum(1))
+    assert torch.equal(kept.sum(1), torch.maximum(first.sum(1), second.sum(1)))
+
+
+def test_swapped_labels_negate_the_scalar_reward():
+    pictures = torch.randn(2, 300, 7, generator=gen(19))
+    pairs = {"first": pictures[0], "second": pictures[1], "asked": pictures[0] * 0}
+    pairs["label"] = pictures[0, :, 5] > pictures[1, :, 5]
+    of_23.tower.__globals__["p"].epochs = 8
+    said = of_23.scalar_reward(of_23.teach_scalar(pairs, gen(20)), pictures[0], pairs["asked"])
+    pairs["label"] = ~pairs["label"]
+    turned = of_23.scalar_reward(of_23.teach_scalar(pairs, gen(20)), pictures[0], pairs["asked"])
+    assert torch.corrcoef(torch.stack([said, pictures[0, :, 5]]))[0, 1] > 0.7
+    assert torch.corrcoef(torch.stack([said, turned]))[0, 1] < -0.7
+
+
+def test_the_sham_reward_keeps_each_groups_values():
+    student = [torch.randn(*s, generator=gen(21)) for s in ((65, 64), (64,), (64, 7), (7,))]
+    scalar = [w.detach() for w in rewards.new_voters(1, 65, 64, gen(22)).parameters()]
+    found = {"student": student, "plain": student, "scalar": scalar}
+    inside = of_23.reward_of.__globals__
+    kept, inside["judges"] = inside["judges"], lambda seed: found
+    try:
+        asked, letter, _ = of_23.draw_requests(16, gen(23))
+        given = torch.randn(16, 7, generator=gen(24)), asked, letter
+        whole = of_23.reward_of("student's critique", 1)(*given).view(2, 8)
+        sham = of_23.reward_of("sham", 1)(*given).view(2, 8)
+    finally:
+        inside["judges"] = kept
+    assert torch.equal(whole.sort(1).values, sham.sort(1).values) and not torch.equal(whole, sham)
 
 
 def test_refined_line_of_an_answer():

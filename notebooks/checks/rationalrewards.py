@@ -50,6 +50,7 @@ def consistent(first, second, label):
 def _pairs(generator):
     first, second = torch.rand(2, 8, generator=generator)
     second[:2] = first[:2]
+    second[2] = first[2] + 5e-5
     label = first > second
     label[4:] = ~label[4:]
     label[1] = True
@@ -73,6 +74,7 @@ def nft_loss(new, old, reference, target, optimality, level):
 
 def _velocities(generator):
     four = [torch.randn(5, 7, generator=generator) for _ in range(4)]
+    four[3][0] = four[0][0]  # an error of 0 must not divide by 0
     four[:3] = [v.requires_grad_() for v in four[:3]]
     return [*four, *torch.rand(2, 5, generator=generator)]
 
@@ -94,6 +96,15 @@ def _size_learns(new, old, reference, target, optimality, level):
     for branch, weight in ((new, optimality), (2 * old.detach() - new, 1 - optimality)):
         error = level[:, None] * (branch - target)
         size = error.abs().mean(1).clamp(min=1e-5)
+        total = total + weight * error.square().mean(1) / size
+    return 5 * total.mean() + 1e-4 * (new - reference.detach()).square().mean()
+
+
+def _no_floor(new, old, reference, target, optimality, level):
+    total = 0.0
+    for branch, weight in ((new, optimality), (2 * old.detach() - new, 1 - optimality)):
+        error = level[:, None] * (branch - target)
+        size = error.detach().abs().mean(1)
         total = total + weight * error.square().mean(1) / size
     return 5 * total.mean() + 1e-4 * (new - reference.detach()).square().mean()
 
@@ -122,31 +133,17 @@ def _exams(generator):
     return [torch.cat([scores, edge]), 3.0]
 
 
-# --- 23.6: from pairs to points
+# --- 23.6: effective clusters
 
 
-def points_of(first, second, kept):
-    """Rows of the kept pairs' pictures, first ones before second ones."""
-    return torch.cat([first[kept], second[kept]])
+def as_many(pairs):
+    """Kish's effective number: the squared sum by the sum of squares."""
+    weights = pairs.double()
+    return weights.sum() ** 2 / weights.square().sum()
 
 
-def _scored_pairs(generator):
-    kept = torch.tensor([True, False, True, True, False])
-    return [*torch.rand(2, 5, 3, generator=generator), kept]
-
-
-# --- 23.7: a reward that fails safely
-
-
-def safe_reward(scores):
-    """R of what could be read, nan elsewhere."""
-    return ((scores.nanmean(1) - 1) / 3).clamp(0, 1)
-
-
-def _with_unread(generator):
-    scores = some_scores(generator)
-    scores[5] = NAN
-    return [scores]
+def _counts(generator):
+    return [torch.cat([torch.randint(1, 90, (7,), generator=generator), torch.zeros(2).long()])]
 
 
 EXERCISES = {
@@ -172,6 +169,7 @@ EXERCISES = {
     "23.3": wb.Exercise(
         consistent, _pairs,
         {"a tie gives nothing back": lambda a, b, y: ((a - b) > 0) == y,
+         "rewards within 0.0001 are a tie, too": lambda a, b, y: (a != b) & ((a > b) == y),
          "keep what agrees with the label":
             lambda a, b, y: ((a - b).abs() > 1e-4) & ((a > b) != y),
          "a label may also say that the second is better":
@@ -184,6 +182,7 @@ EXERCISES = {
          "the error of the clean picture is the level times that of the velocity": _no_level,
          "no gradient flows through the size of an error": _size_learns,
          "no gradient flows into the old network": _old_learns,
+         "an error of 0 divides by 0: floor the size at 1e-5": _no_floor,
          "the factor 5 belongs to both branches": _no_factor},
         hints=["Write one branch as a function of its velocity, then sum two.",
                "Sizes are means over the numbers of one sample."],
@@ -196,22 +195,13 @@ EXERCISES = {
          "not their mean: each of them": lambda s, t: s[:, :2].mean(1) >= t},
         minutes=5, difficulty=1),
     "23.6": wb.Exercise(
-        points_of, _scored_pairs,
-        {"only kept pairs teach": lambda a, b, k: torch.cat([a, b]),
-         "both pictures of a pair teach": lambda a, b, k: a[k],
-         "all first pictures, then all second ones":
-            lambda a, b, k: torch.stack([a[k], b[k]], 1).flatten(0, 1)},
-        hints=["Select first, then join."], minutes=10, difficulty=1),
-    "23.7": wb.Exercise(
-        safe_reward, _with_unread,
-        {"what cannot be read has no reward": lambda s: safe_reward(s).nan_to_num(0.0),
-         "the mean is over the scores that were given":
-            lambda s: torch.where(s.isnan().all(1), NAN, (
-                (s.nan_to_num(1.0).sum(1) / 3 - 1) / 3).clamp(0, 1)),
-         "one N/A does not make a critique unreadable":
-            lambda s: ((s.mean(1) - 1) / 3).clamp(0, 1)},
-        hints=["What does a mean without nan give where all are nan?"],
-        minutes=10, difficulty=2),
+        as_many, _counts,
+        {"two reviewers of very different size are not two": lambda n: (n > 0).sum().double(),
+         "square the sum, and sum the squares":
+            lambda n: n.double().square().sum() / n.double().sum() ** 2,
+         "a share of all pairs is not a number of reviewers":
+            lambda n: n.double().max() / n.double().sum()},
+        hints=["Equal weights must give the number of reviewers."], minutes=10, difficulty=2),
 }
 QUIZZES = {
     "23.q1": wb.Quiz(
@@ -220,10 +210,11 @@ QUIZZES = {
         "A small lean hides what was close anyway. Plain faults stay in the words, and these then "
         "contradict the label."),
     "23.q2": wb.Quiz(
-        "A scalar reward learned from labels of which some reward vividness. What may RL do with it?",
-        ["Its reward rises while quality falls at last", "Both rise for ever together",
-         "Its reward falls"], 0,
-        "Training climbs whatever the reward pays for, also where people never looked."),
+        "A scalar reward learned from labels of which some reward vividness. Which curve of RL would "
+        "tell you that it is hacked?",
+        ["Its own reward falls", "A measure that training does not climb falls", "The loss rises"], 1,
+        "Training climbs whatever the reward pays for, so that the reward rises either way. "
+        "Only something else can tell."),
     "23.q3": wb.Quiz(
         "A generator hears everything, and fails by bad luck alone. Which second try gains more?",
         ["Refining the request, same noise", "A fresh sample, the better of two", "Neither gains"], 1,
