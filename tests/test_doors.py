@@ -278,6 +278,7 @@ PLACES = {
     "20_rpcd": ("encoder", "tone_net"),
     "22_aes_r1": ("model",),
     "24_unifiedreward_flex": ("encoder", "judge_model"),
+    "23_rationalrewards": ("critic", "painter"),
     "27_critique_rl": ("model",),
     "30_raft": ("model", "text_model", "judge"),
     "31_rlcm": ("model", "rival", "judge"),
@@ -296,6 +297,7 @@ SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
 SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
 SHIPPED |= {"text_reward": "arithmetic"}
+SHIPPED |= {"critic": "vision_language", "painter": "flow"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 

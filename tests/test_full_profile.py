@@ -190,6 +190,12 @@ def eyes_and_reader(folder):
     return {"encoder": clip, "text_reward": str(folder / "reader")}
 
 
+def painter_and_critic(folder):
+    """A tiny FLUX with small latents for `painter` and a tiny vision-language model for `critic`."""
+    made = painter_of_small_pictures(folder)
+    return {"painter": made["model"], "critic": vision_language(folder / "critic")["model"]}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
@@ -232,6 +238,9 @@ CASES = {
     "24_unifiedreward_flex": (sentences_and_eyes, {
         "labels": 40, "drafts": 2, "iterations": 2, "group": 4, "schooling": 8, "copies": 1,
         "epochs": 1, "updates": 2, "captions": 4, "exam": 60, "duels": 2}, None),
+    "23_rationalrewards": (painter_and_critic, {
+        "pairs": 60, "lessons": 20, "learning": 10, "epochs": 1, "exam": 60, "wishes": 100,
+        "groups": 2, "iterations": 10, "words": 8}, None),
     "27_critique_rl": (lambda folder: {}, {
         "stage": 2, "prompts": 8, "test": 60, "pool": 100, "fit": 5}, None),
     "32_d3po": (published("stable-diffusion-v1-5"), {
