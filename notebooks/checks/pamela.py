@@ -21,30 +21,31 @@ def rating_loss(score, rating, other_score, other_rating):
     return squares.mean() / 2 + LAMBDA * pairs.mean()
 
 
-def _loss(score, rating, other_score, other_rating, flip=-1.0, ties=False, scale=TAU, both=True):
-    squares = (score - rating).square()
-    if both:
-        squares = (squares + (other_score - other_rating).square()) / 2
-    side = (rating - other_rating).sign()
-    pairs = F.softplus(flip * side * (score - other_score) / scale)
-    pairs = pairs if ties else pairs * side.abs()
-    return squares.mean() + LAMBDA * pairs.mean()
+def _halves(score, rating, other_score, other_rating):
+    """Mean squared error of both pictures, side of the pair, difference of scores."""
+    squares = (score - rating).square() + (other_score - other_rating).square()
+    return squares.mean() / 2, (rating - other_rating).sign(), score - other_score
 
 
 def _other_way(score, rating, other_score, other_rating):
-    return _loss(score, rating, other_score, other_rating, flip=1.0)
+    squares, side, gap = _halves(score, rating, other_score, other_rating)
+    return squares + LAMBDA * (F.softplus(side * gap / TAU) * side.abs()).mean()
 
 
 def _ties_count(score, rating, other_score, other_rating):
-    return _loss(score, rating, other_score, other_rating, ties=True)
+    squares, side, gap = _halves(score, rating, other_score, other_rating)
+    return squares + LAMBDA * F.softplus(-side * gap / TAU).mean()
 
 
 def _no_tau(score, rating, other_score, other_rating):
-    return _loss(score, rating, other_score, other_rating, scale=1.0)
+    squares, side, gap = _halves(score, rating, other_score, other_rating)
+    return squares + LAMBDA * (F.softplus(-side * gap) * side.abs()).mean()
 
 
 def _one_square(score, rating, other_score, other_rating):
-    return _loss(score, rating, other_score, other_rating, both=False)
+    _, side, gap = _halves(score, rating, other_score, other_rating)
+    pairs = F.softplus(-side * gap / TAU) * side.abs()
+    return (score - rating).square().mean() + LAMBDA * pairs.mean()
 
 
 def _two_pictures(generator):
