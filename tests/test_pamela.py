@@ -283,9 +283,7 @@ def test_elo_of_two_is_the_logit(told):
     gap = torch.tensor([0.7, 0.7])
     found = NB.elo({"a": gap, "b": torch.zeros(2)}, ("a", "b"))
     chance = 0.5 * (1 + math.erf(0.7 / 2))  # of N(0.7, 2)
-    assert found[0] - found[1] == pytest.approx(
-        400 * math.log10(chance / (1 - chance)), rel=0.02
-    )
+    assert found[0] - found[1] == pytest.approx(400 * math.log10(chance / (1 - chance)), rel=0.02)
     assert found.mean() == pytest.approx(1000)
 
 
