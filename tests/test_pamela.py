@@ -25,7 +25,8 @@ def told(monkeypatch):
     scope = NB.one_seed.__globals__
     p = SimpleNamespace(told=0.25, personal=2.0, noise=0.8, bias=2.0, width=16, dropout=0.0)
     p.lr, p.decay, p.steps, p.batch, p.asked = 0.01, 0.0, 60, 64, 1.0
-    p.rounds, p.variants, p.axes_penalty, p.penalty, p.plain_penalty, p.rank = 3, 20, 1, 1, 1, 3
+    p.rounds, p.variants, p.axes_penalty, p.penalty, p.rank = 3, 20, 1, 1, 3
+    p.attribute_penalty, p.probe_penalty = 1.0, 1.0
     traits = (*worlds.LOOKS, "stickers", "warm sky", "warm colors")
     population = torch.tensor([0.5, 0.2, 0.3, 0.4, -0.5, 0.2, 0.2, 0.3])
     styles = torch.cartesian_prod(*[torch.arange(size) for size in NB.SIZES])
@@ -82,21 +83,13 @@ def test_pair_accuracy_by_brute_force_with_ties():
     assert NB.pair_accuracy(scores, ratings) == pytest.approx((0.5 + 1 + 0 + 1 + 1) / 5)
 
 
-def test_ranks_are_those_of_spearman(monkeypatch):
+def test_ranks_are_those_of_spearman():
     scores = torch.randint(0, 9, (2, 50, 5), generator=seeded(4)).float()
     people = torch.randint(1, 6, (50, 5), generator=seeded(5)).float()
-    monkeypatch.setitem(NB.mean_srocc.__globals__, "said", NB.ranks_of(people))
     assert np.array_equal(NB.ranks_of(scores)[1, :, 2], rankdata(scores[1, :, 2].numpy()))
     theirs = [spearmanr(s[:, r], people[:, r]).statistic for s in scores for r in range(5)]
-    found = NB.mean_srocc(NB.ranks_of(scores), torch.arange(50))
+    found = NB.mean_srocc(NB.ranks_of(scores), NB.ranks_of(people), torch.arange(50))
     assert found == pytest.approx(np.mean(theirs))
-
-
-def test_ceiling_by_crowd_ends_at_leave_one_out():
-    ratings = torch.randn(60, 4, generator=seeded(6)) + torch.randn(60, 1, generator=seeded(7))
-    found = NB.ceiling_by_crowd(ratings)
-    assert found[-1] == pytest.approx(rewards.leave_one_out_ceiling(ratings)[0])
-    assert found[0] < found[1] < found[2]
 
 
 # --- predictor
@@ -140,7 +133,67 @@ def world_of_two_tastes(users=24):
     ratings = (3 + x[:, :1] * (2.0 * side - 1)).round().clamp(1, 5)
     train, new = torch.arange(80) < 60, torch.arange(users) >= users - 6
     words, kind = torch.zeros(80, 2), torch.zeros(80, dtype=torch.long)
-    return SimpleNamespace(x=x, words=words, kind=kind, ratings=ratings, train=train, new=new), side
+    attributes = side[:, None].expand(-1, 3)
+    world = SimpleNamespace(x=x, words=words, kind=kind, ratings=ratings, train=train, new=new)
+    world.attributes = attributes
+    return world, side
+
+
+def touched(world):
+    """The same world with other ratings of new users, and of unseen pictures."""
+    ratings = world.ratings.clone()
+    ratings[:, world.new] = 6 - ratings[:, world.new]
+    ratings[~world.train] = 6 - ratings[~world.train]
+    return SimpleNamespace(**{**vars(world), "ratings": ratings})
+
+
+def test_training_reads_known_users_on_training_pictures_alone(told):
+    world, side = world_of_two_tastes()
+    told.p.steps = 5
+    one = NB.train_network(world, world.ratings, side[:, None], 0).state_dict()
+    other = touched(world)
+    two = NB.train_network(other, other.ratings, side[:, None], 0).state_dict()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_axes_attributes_and_probe_read_known_users_on_training_pictures_alone(told):
+    world, _ = world_of_two_tastes()
+    base = torch.zeros(world.ratings.shape)
+    one, axes = NB.offsets_of(world, base, 0)
+    two, same = NB.offsets_of(touched(world), base, 0)
+    assert torch.equal(axes, same)
+    assert torch.equal(one["attributes"], two["attributes"])
+    assert torch.equal(NB.linear_probe(world), NB.linear_probe(touched(world)))
+    assert not torch.equal(one["20 ratings"], two["20 ratings"])  # new users' ratings do count
+    ratings = world.ratings.clone()
+    ratings[~world.train] = 1.0
+    third, _ = NB.offsets_of(SimpleNamespace(**{**vars(world), "ratings": ratings}), base, 0)
+    assert all(torch.equal(one[arm], third[arm]) for arm in one)
+    assert not one["0 ratings"].any()
+
+
+def test_attributes_that_tell_everything_give_the_taste(told):
+    world, side = world_of_two_tastes()
+    offsets, _ = NB.offsets_of(world, torch.zeros(world.ratings.shape), 0)
+    said = world.ratings[~world.train][:, world.new]
+    assert NB.user_srocc(offsets["attributes"][~world.train], said) > 0.8
+    columns = torch.stack([side, torch.zeros_like(side), torch.zeros_like(side)], 1)
+    known = (world.ratings - 3).where(world.train[:, None], torch.nan)
+    weights = NB.told_weights(world.x, known, world.new, columns)
+    assert torch.equal(weights[:, 0], weights[:, 2]) and weights[0, 1] > 0 > weights[0, 0]
+
+
+def test_the_other_searcher_is_somebody_else(told, monkeypatch):
+    scope = NB.shelf_scores.__globals__
+    silent = lambda prompts: (torch.zeros(1, 4), torch.zeros(1, dtype=torch.long))  # noqa: E731
+    monkeypatch.setitem(scope, "texts_of", silent)
+    network = NB.new_network((6, 4), (1,), 0).state_dict()
+    kept = {"axes": torch.eye(6)[:, :3], "population": network, "biased population": network}
+    kept["own"], kept["mixed"] = torch.randn(2, 3, 5, generator=seeded(20))
+    found = NB.shelf_scores(kept, [None], torch.randn(1, 7, 6, generator=seeded(21)))
+    assert torch.equal(found["other"][:, :, 1], found["self"][:, :, 0])
+    assert torch.equal(found["permuted other"][:, :, 0], found["permuted self"][:, :, 4])
+    assert not torch.equal(found["other"], found["self"])
 
 
 def test_attributes_help_where_they_tell_everything(told):
@@ -187,13 +240,15 @@ def test_weights_use_the_first_k_ratings_and_none_without():
     torch.testing.assert_close(NB.personal_weights(x, residual, 6, 1.0)[:, 1], own)
 
 
-def test_permuted_keeps_each_users_values_and_places():
-    residual = sparse(20, 4, 14)
-    mixed = NB.permuted(residual, seeded(0))
+def test_permuted_moves_the_first_k_values_of_a_user_alone():
+    residual = torch.where(sparse(20, 4, 14).isnan(), torch.nan, torch.randn(20, 4))
+    mixed = NB.permuted(residual, 6, seeded(0))
     assert torch.equal(mixed.isnan(), residual.isnan()) and not mixed.equal(residual)
     for u in range(4):
-        seen = ~residual[:, u].isnan()
-        assert torch.equal(mixed[seen, u].sort().values, residual[seen, u].sort().values)
+        rows = (~residual[:, u].isnan()).nonzero()[:, 0]
+        first, rest = rows[:6], rows[6:]
+        assert torch.equal(mixed[first, u].sort().values, residual[first, u].sort().values)
+        assert torch.equal(mixed[rest, u], residual[rest, u])
 
 
 def test_best_penalty_is_strong_without_a_person_and_weak_with_one():
@@ -278,15 +333,6 @@ def test_a_generated_scene_follows_its_style(told):
         assert low.background == worlds.BACKGROUNDS[3] and low.stickers == high.stickers
 
 
-def test_elo_of_two_is_the_logit(told):
-    told.p.noise = 1.0
-    gap = torch.tensor([0.7, 0.7])
-    found = NB.elo({"a": gap, "b": torch.zeros(2)}, ("a", "b"))
-    chance = 0.5 * (1 + math.erf(0.7 / 2))  # of N(0.7, 2)
-    assert found[0] - found[1] == pytest.approx(400 * math.log10(chance / (1 - chance)), rel=0.02)
-    assert found.mean() == pytest.approx(1000)
-
-
 # --- people
 
 
@@ -296,51 +342,39 @@ def test_answer_columns_are_standard(told):
     torch.testing.assert_close(columns.mean(0), torch.zeros(11), atol=1e-5, rtol=0)
 
 
+def test_a_planted_taste_has_the_size_that_was_asked_for():
+    x, ratings = torch.randn(500, 6, generator=seeded(22)), torch.randn(500, 5) * 2
+    taste = NB.planted(x, ratings, 0.5, seeded(0)) - ratings
+    torch.testing.assert_close(taste.std(0), 0.5 * ratings.std(0))
+    assert (x @ torch.linalg.lstsq(x, taste).solution - taste).abs().max() < 0.1  # linear in x
+
+
 def test_own_ratings_of_both_kinds(tmp_path):
     long = tmp_path / "votes.csv"
     long.write_text("image_id=user_id=score=x\n7=a=3=0\n8=a=5=0\n7=b=1.5=0\n")
-    expected = torch.tensor([[3.0, 5.0], [1.5, torch.nan]])
+    expected = torch.tensor([[3.0, 1.5], [5.0, torch.nan]])  # items are rows
     torch.testing.assert_close(NB.read_ratings(long), expected, equal_nan=True)
     wide = tmp_path / "jester.csv"
     wide.write_text("2," + "1.5,-3," + ",".join(["99"] * 98) + "\n")
     found = NB.read_ratings(wide)
-    assert found[0, :2].tolist() == [1.5, -3.0] and found.isnan().sum() == 98
+    assert found[:2, 0].tolist() == [1.5, -3.0] and found.isnan().sum() == 98
 
 
 @pytest.mark.parametrize(
-    "text, words",
-    [
-        ("", "is empty"),
-        ("user,item\n1,2\n", "column named score"),
-        ("item,score\n1,2\n", "column named user"),
-        ("user,item,score\n1,2\n", "line 2 of own.csv needs 3 cells"),
-        ("user,item,score\n1,2,good\n", "line 2 of own.csv holds 'good', which is no number"),
-        ("user,item,score\n1,2,nan\n", "no number"),
-        ("1,2,3\n4,5,6\n", "needs columns user, item and score, or 100 columns"),
-    ],
-)
-def test_bad_files_get_one_sentence(tmp_path, text, words):
+    "text",
+    ["", "user,item\n1,2\n", "item,score\n1,2\n", "user,item,score\n1,2\n",
+     "user,item,score\n1,2,good\n", "1,2,3\n4,5,6\n"],
+)  # fmt: skip
+def test_bad_files_get_one_sentence(tmp_path, text):
     path = tmp_path / "own.csv"
     path.write_text(text)
-    with pytest.raises(ValueError, match=words) as error:
+    with pytest.raises(ValueError, match="columns user, item") as error:
         NB.read_ratings(path)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_no_file_and_no_text_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="must name a file"):
-        NB.read_ratings(tmp_path)
     (tmp_path / "x.rda").write_bytes(b"\xff\xfe\x00\x80" * 9)
-    with pytest.raises(ValueError, match="is no text"):
-        NB.read_ratings(tmp_path / "x.rda")
-
-
-def test_people_curve_rises_with_ratings(told):
-    generator = seeded(18)
-    common, side = torch.randn(60, generator=generator), torch.randn(60, 2, generator=generator)
-    tastes = torch.randn(120, 2, generator=generator)
-    ratings = common + tastes @ side.T + 0.5 * torch.randn(120, 60, generator=generator)
-    curve = NB.people_curve(ratings, (0, 5, 20), 0, rank=2)
-    assert curve[0] < curve[5] < curve[20] and curve[20] > 0.8
-    with pytest.raises(ValueError, match="too few ratings"):
-        NB.people_curve(ratings[:, :20], (0, 20), 0)
+    for path in (tmp_path, tmp_path / "x.rda", tmp_path / "none"):
+        with pytest.raises(ValueError, match="columns user, item"):
+            NB.read_ratings(path)

@@ -10,7 +10,7 @@ from rlgenkit import workbook as wb
 
 LAMBDA, TAU = 0.5, 0.5
 
-# --- 18.3: the loss
+# --- 18.2: the loss
 
 
 def rating_loss(score, rating, other_score, other_rating):
@@ -55,7 +55,7 @@ def _two_pictures(generator):
     return [score.requires_grad_(), rating, other.requires_grad_(), other_rating]
 
 
-# --- 18.2: ridge
+# --- 18.4: ridge
 
 
 def ridge_offset(x, residual, penalty):
@@ -124,7 +124,7 @@ def _sparse(generator):
     return [ratings.masked_fill(away, torch.nan)]
 
 
-# --- 18.4: within a user first
+# --- 18.3: within a user first
 
 
 def by_user(scores, ratings, agreement):
@@ -187,39 +187,8 @@ def _variances(generator):
     return (0.3 + torch.rand(3, generator=generator)).tolist()
 
 
-# --- 18.6: one picture for two
-
-
-def fair_pick(scores):
-    """The picture whose worst-off user is best off: scores [N, U] -> index Long[].
-
-    Each user's scores are put in standard deviations first.
-    """
-    standing = (scores - scores.mean(0)) / scores.std(0)
-    return standing.amin(1).argmax()
-
-
-def _best_mean(scores):
-    return ((scores - scores.mean(0)) / scores.std(0)).mean(1).argmax()
-
-
-def _raw(scores):
-    return scores.amin(1).argmax()
-
-
-def _happiest(scores):
-    return ((scores - scores.mean(0)) / scores.std(0)).amax(1).argmax()
-
-
-def _pool(generator):
-    """A pool on which the four choices differ: best mean, raw, happiest, fair."""
-    noise = 0.01 * torch.randn(6, 2, generator=generator)
-    pool = torch.tensor([[3.0, 0.0], [0.6, 1.3], [0.0, 8.0], [1.4, 0.9], [0.0, 0.2], [0.2, 0.0]])
-    return [(pool + noise) * torch.tensor([1.0, 30.0]) + torch.tensor([0.0, -40.0])]
-
-
 EXERCISES = {
-    "18.3": wb.Exercise(
+    "18.2": wb.Exercise(
         reference=rating_loss, inputs=_two_pictures, minutes=10, difficulty=2,
         wrong={
             "the better rated picture must score higher: mind the sign": _other_way,
@@ -229,7 +198,7 @@ EXERCISES = {
         },
         hints=["`side = (rating - other_rating).sign()` is 0 for a tie.",
                "softplus(-side * difference / TAU) is the logistic loss of one pair."]),
-    "18.2": wb.Exercise(
+    "18.4": wb.Exercise(
         reference=ridge_offset, inputs=_few_ratings, minutes=10, difficulty=2,
         wrong={
             "take the mean residual off first: it is lenience": _with_lenience,
@@ -249,7 +218,7 @@ EXERCISES = {
         },
         hints=["Sum of all less the own one, divided by how many others rated.",
                "`ratings.nan_to_num()` is the own rating, or 0 if there is none."]),
-    "18.4": wb.Exercise(
+    "18.3": wb.Exercise(
         reference=by_user, inputs=_users, minutes=10, difficulty=2,
         wrong={
             "one number for each user, not one over all rows": _pooled,
@@ -268,14 +237,6 @@ EXERCISES = {
         },
         hints=["The covariance of everybody's taste with the rating is its own variance.",
                "Divide by both standard deviations."]),
-    "18.6": wb.Exercise(
-        reference=fair_pick, inputs=_pool, minutes=8, difficulty=2,
-        wrong={
-            "that is the best mean; ask for the worst-off user": _best_mean,
-            "users use different ranges: standardize each column first": _raw,
-            "min over users comes first, then max over pictures": _happiest,
-        },
-        hints=["`standing.amin(1)` is the worst-off user of each picture."]),
 }  # fmt: skip
 
 
@@ -287,16 +248,6 @@ def _below_one(seed):
     return 0.55 < float(torch.corrcoef(torch.stack([common, said]))[0, 1]) < 0.75
 
 
-def _curse(seed):
-    """Whether the winner of 60 noisy scores is worth less than its score says, yet more than 0."""
-    generator = torch.Generator().manual_seed(seed)
-    truth = torch.randn(400, 60, generator=generator)
-    score = truth + torch.randn(400, 60, generator=generator)
-    best = score.argmax(1, keepdim=True)
-    worth = truth.gather(1, best).mean()
-    return bool(0.5 < worth < 0.8 * score.gather(1, best).mean())
-
-
 QUIZZES = {
     "18.q1": wb.Quiz(
         "Everybody's taste, one's own taste and noise have alike variances. A population model "
@@ -306,12 +257,4 @@ QUIZZES = {
         1, "It explains a share of the variance, and a correlation is the root of that share. No "
         "amount of data lifts a population model over this ceiling.",
         holds=_below_one),
-    "18.q2": wb.Quiz(
-        "Sixty prompts are scored once each and the best one is kept. On fresh noise seeds this "
-        "winner will score on average ...",
-        ["as high as before: it is the best", "higher: it was chosen",
-         "lower, but above the mean of all", "as the mean of all: it was luck"],
-        2, "The winner is good and lucky. Fresh seeds take the luck away and leave the rest: "
-        "regression to the mean, or the winner's curse.",
-        holds=_curse),
 }  # fmt: skip
