@@ -274,6 +274,7 @@ PLACES = {
     "15_opinpref": ("encoder",),
     "16_rluf": ("encoder",),
     "17_vpl": ("model",),
+    "18_pamela": ("encoder", "ratings_file"),
     "19_dpa": ("text_model",),
     "20_rpcd": ("encoder", "tone_net"),
     "22_aes_r1": ("model",),

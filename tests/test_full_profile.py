@@ -194,6 +194,14 @@ def painter_and_critic(folder):
     """A tiny FLUX with small latents for `painter` and a tiny vision-language model for `critic`."""
     made = painter_of_small_pictures(folder)
     return {"painter": made["model"], "critic": vision_language(folder / "critic")["model"]}
+def eyes_and_votes(folder):
+    """The small dual encoder, and a file of votes in EVA's form."""
+    votes = ["image_id=user_id=score"]
+    for user in range(12):
+        votes += [f"{item}={user}={(user * item) % 7}" for item in range(40)]
+    (folder / "votes.csv").write_text("\n".join(votes) + "\n")
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"encoder": clip, "ratings_file": str(folder / "votes.csv")}
 
 
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
@@ -228,6 +236,9 @@ CASES = {
     "17_vpl": (lambda folder: {}, {
         "steps": 20, "people": 8, "iterations": 1, "hidden": 8, "judged": 48, "images": 8,
         "draws": 5}, None),
+    "18_pamela": (eyes_and_votes, {
+        "pictures": 60, "exam": 24, "users": 12, "new_users": 4, "asked": 0.5, "steps": 3,
+        "captions": 1, "draws": 1, "batch": 16}, None),
     "19_dpa": (writer, {
         "iterations": 1, "things": 2, "directions": 1, "n": 2, "labeled": 40, "base": 1, "fit": 1,
         "batch": 4, "new": 6, "judged": 1}, None),
