@@ -276,6 +276,7 @@ PLACES = {
     "17_vpl": ("model",),
     "19_dpa": ("text_model",),
     "20_rpcd": ("encoder", "tone_net"),
+    "21_visionprefer": ("encoder", "annotator"),
     "22_aes_r1": ("model",),
     "27_critique_rl": ("model",),
     "30_raft": ("model", "text_model", "judge"),
@@ -294,7 +295,7 @@ SHIPPED |= {"fast": "consistency", "eyes": "clip"}
 SHIPPED |= {"stronger": "flow", "proxy": "clip"}
 SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmetic"}
 SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
-SHIPPED |= {"text_reward": "arithmetic"}
+SHIPPED |= {"text_reward": "arithmetic", "annotator": "vision_language"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 
@@ -330,6 +331,7 @@ def test_own_names_and_hub_ids_are_left_alone():
         ("01_ddpo", "model", "embedded"),
         ("16_rluf", "encoder", "words"),
         ("20_rpcd", "tone_net", "lexicon"),
+        ("21_visionprefer", "annotator", "simulated"),
         ("15_opinpref", "encoder", "all-MiniLM-L6-v2"),
         ("19_dpa", "text_model", "smollm2-135m-instruct"),
         ("30_raft", "text_model", "HuggingFaceTB/SmolLM2-135M-Instruct"),

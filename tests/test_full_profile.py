@@ -184,6 +184,12 @@ def eyes_and_reader(folder):
     return {"encoder": clip, "text_reward": str(folder / "reader")}
 
 
+def eyes_and_annotator(folder):
+    """The small dual encoder, and a tiny vision-language model that scores pictures."""
+    clip = str(ROOT / "data" / "models" / "clip")
+    return {"encoder": clip, "annotator": vision_language(folder)["model"]}
+
+
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
 CASES = {
     "01_ddpo": (published("stable-diffusion-v1-5"), {
@@ -221,6 +227,9 @@ CASES = {
         "batch": 4, "new": 6, "judged": 1}, None),
     "20_rpcd": (feelings, {
         "train": 60, "test": 20, "pool": 24, "requests": 1, "head_steps": 3}, None),
+    "21_visionprefer": (eyes_and_annotator, {
+        "prompts": 15, "human": 20, "exam": 8, "few": [20, 40], "lessons": 5, "updates": 3,
+        "iterations": 1, "groups": 2, "copies": 3}, None),
     "22_aes_r1": (vision_language, {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
     "27_critique_rl": (lambda folder: {}, {

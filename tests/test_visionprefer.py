@@ -41,7 +41,13 @@ def told(monkeypatch):
 def test_slips_break_what_they_name():
     caption = worlds.parse("a red cat left of a blue star")
     rng = np.random.default_rng(0)
-    for slip, share, harmless in ((None, 1, 1), (6, 2 / 3, 1), (7, 2 / 3, 1), (8, 2 / 3, 1), (9, 1, 0)):
+    for slip, share, harmless in (
+        (None, 1, 1),
+        (6, 2 / 3, 1),
+        (7, 2 / 3, 1),
+        (8, 2 / 3, 1),
+        (9, 1, 0),
+    ):
         controls = -torch.ones(1, 10)
         if slip is not None:
             controls[0, slip] = 1.0
@@ -57,8 +63,9 @@ def test_slips_break_what_they_name():
 
 
 def test_a_relation_counts_only_where_it_is_asked():
-    with_it, without = worlds.parse("a red cat above a blue star"), worlds.parse(
-        "a red cat and a blue star"
+    with_it, without = (
+        worlds.parse("a red cat above a blue star"),
+        worlds.parse("a red cat and a blue star"),
     )
     controls, looks = -torch.ones(2, 10), torch.rand(2, 5, generator=seeded(0))
     controls[:, 8] = 1.0
