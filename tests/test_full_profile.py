@@ -185,9 +185,9 @@ def eyes_and_reader(folder):
 
 
 def eyes_and_annotator(folder):
-    """The small dual encoder, and a tiny vision-language model that scores pictures."""
-    clip = str(ROOT / "data" / "models" / "clip")
-    return {"encoder": clip, "annotator": vision_language(folder)["model"]}
+    """The small dual encoder, and the small vision-language model: an untrained one only has ties."""
+    place = ROOT / "data" / "models"
+    return {"encoder": str(place / "clip"), "annotator": str(place / "vision_language")}
 
 
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
