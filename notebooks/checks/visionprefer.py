@@ -287,7 +287,7 @@ EXERCISES = {
 QUIZZES = {
     "21.q1": wb.Quiz(
         "All AI comparisons against 300 by people: which reward agrees better with people?",
-        ["people's, by five points and more", "within two points of each other",
+        ["people's, by five points and more", "less than five points apart",
          "the AI's, by five points and more"],
         1,
         "Number makes up for noise, not for the annotator's shared mistakes; 300 are enough to "
