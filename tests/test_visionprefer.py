@@ -224,6 +224,36 @@ def test_against_one_person_by_loops():
     assert len(found[0]) == len(right)
 
 
+def test_of_the_others_by_loops_leaves_the_own_picture_out():
+    values = torch.tensor([1.0, 2.0, 6.0, 3.0, torch.nan, 5.0])
+    found = NB.of_the_others(values, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert found.tolist() == [4.0, 3.5, 1.5, 5.0, 4.0, 3.0]
+
+
+def test_worst_annotator_is_told_by_arguments(told):
+    captions = NB.draw_captions(40, np.random.default_rng(2))
+    controls, looks = NB.draw_controls(10, seeded(2)), torch.rand(40, 5, generator=seeded(3))
+    asked = NB.ai_scores(captions, controls, looks, seeded(0), 1.0, 1.0)
+    told.blind, told.vivid = 1.0, 1.0
+    torch.testing.assert_close(asked, NB.ai_scores(captions, controls, looks, seeded(0)))
+    told.blind, told.vivid = 0.0, 0.0
+    assert not torch.equal(asked, NB.ai_scores(captions, controls, looks, seeded(0)))
+    assert torch.equal(
+        NB.ai_scores(captions, controls, looks, seeded(0), 0.0, 0.0),
+        NB.ai_scores(captions, controls, looks, seeded(0)),
+    )
+
+
+def test_wins_count_every_draw_against_every_draw(monkeypatch):
+    one, two = torch.rand(2, 5, generator=seeded(23)), torch.rand(3, 5, generator=seeded(24))
+    two[0, 0] = one[0, 0]  # a tie
+    exams = {"one": {"utility": one}, "two": {"utility": two}}
+    monkeypatch.setitem(NB.wins.__globals__, "found", [{"exams": exams}])
+    hits = [0.5 + 0.5 * np.sign(float(a[k] - b[k])) for a in one for b in two for k in range(5)]
+    assert NB.wins("one", "two") == pytest.approx([np.mean(hits)])
+    assert NB.wins("two", "one") == pytest.approx([1 - np.mean(hits)])
+
+
 def test_name_scores_leave_the_own_prompt_out():
     opinion = torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0, 9.0])
     found = NB.name_scores(opinion, torch.arange(6) % 2, torch.arange(6) // 2)
