@@ -277,6 +277,7 @@ PLACES = {
     "18_pamela": ("encoder", "ratings_file"),
     "19_dpa": ("text_model",),
     "20_rpcd": ("encoder", "tone_net"),
+    "21_visionprefer": ("encoder", "annotator"),
     "22_aes_r1": ("model",),
     "24_unifiedreward_flex": ("encoder", "judge_model"),
     "23_rationalrewards": ("critic", "painter"),
@@ -299,6 +300,7 @@ SHIPPED |= {"encoder": "clip", "text_model": "arithmetic", "tone_net": "arithmet
 SHIPPED |= {"generator_model": "arithmetic", "judge_model": "arithmetic"}
 SHIPPED |= {"text_reward": "arithmetic"}
 SHIPPED |= {"critic": "vision_language", "painter": "flow"}
+SHIPPED |= {"text_reward": "arithmetic", "annotator": "vision_language"}
 TEXT_MODELS = {"22_aes_r1": "vision_language", "27_critique_rl": "arithmetic"}
 
 
@@ -334,6 +336,7 @@ def test_own_names_and_hub_ids_are_left_alone():
         ("01_ddpo", "model", "embedded"),
         ("16_rluf", "encoder", "words"),
         ("20_rpcd", "tone_net", "lexicon"),
+        ("21_visionprefer", "annotator", "simulated"),
         ("15_opinpref", "encoder", "all-MiniLM-L6-v2"),
         ("19_dpa", "text_model", "smollm2-135m-instruct"),
         ("30_raft", "text_model", "HuggingFaceTB/SmolLM2-135M-Instruct"),

@@ -202,6 +202,10 @@ def eyes_and_votes(folder):
     (folder / "votes.csv").write_text("\n".join(votes) + "\n")
     clip = str(ROOT / "data" / "models" / "clip")
     return {"encoder": clip, "ratings_file": str(folder / "votes.csv")}
+def eyes_and_annotator(folder):
+    """The small dual encoder, and the small vision-language model: an untrained one only has ties."""
+    place = ROOT / "data" / "models"
+    return {"encoder": str(place / "clip"), "annotator": str(place / "vision_language")}
 
 
 # notebook -> maker of what the full profile names, settings made small, wheel that it needs
@@ -244,6 +248,9 @@ CASES = {
         "batch": 4, "new": 6, "judged": 1}, None),
     "20_rpcd": (feelings, {
         "train": 60, "test": 20, "pool": 24, "requests": 1, "head_steps": 3}, None),
+    "21_visionprefer": (eyes_and_annotator, {
+        "prompts": 15, "human": 20, "exam": 8, "few": [20, 40], "lessons": 5, "updates": 3,
+        "iterations": 1, "groups": 2, "copies": 3}, None),
     "22_aes_r1": (vision_language, {
         "labels": 16, "iterations": 2, "tests": 8, "doses": [0, 1, 2], "few": 8}, None),
     "24_unifiedreward_flex": (sentences_and_eyes, {
