@@ -194,6 +194,8 @@ def painter_and_critic(folder):
     """A tiny FLUX with small latents for `painter` and a tiny vision-language model for `critic`."""
     made = painter_of_small_pictures(folder)
     return {"painter": made["model"], "critic": vision_language(folder / "critic")["model"]}
+
+
 def eyes_and_votes(folder):
     """The small dual encoder, and a file of votes in EVA's form."""
     votes = ["image_id=user_id=score"]
@@ -202,6 +204,8 @@ def eyes_and_votes(folder):
     (folder / "votes.csv").write_text("\n".join(votes) + "\n")
     clip = str(ROOT / "data" / "models" / "clip")
     return {"encoder": clip, "ratings_file": str(folder / "votes.csv")}
+
+
 def eyes_and_annotator(folder):
     """The small dual encoder, and the small vision-language model: an untrained one only has ties."""
     place = ROOT / "data" / "models"
