@@ -23,8 +23,9 @@ from rlgenkit.commands.places import BUILD, ROOT, ended, find, series
 OUTCOMES = BUILD / "outcomes"
 GOAL_CPU_S = 25.0  # CPU seconds that a quick run may take, imports included
 # Where a quick run fails. Notebooks that are older than the goal have until their rewrite; then
-# this becomes the goal.
-HARD_CPU_S = 60.0
+# this becomes the goal. Two workers on the threads of one core count the same work as up to half
+# as many seconds again, and more where the machine is shared.
+HARD_CPU_S = 90.0
 HANG_S = 600.0  # wall seconds after which a run hangs, however busy the machine is
 
 
