@@ -66,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
     ):
         each.add_argument("--profile", help="quick, default, study or full")
         each.add_argument("--limit", type=seconds, help="seconds for the whole notebook")
-        each.add_argument("--jobs", type=count, default=1, help=jobs)
+        each.add_argument("--jobs", type=count, help=f"{jobs} (default 1)")
+        words = "processes of this machine (default), or tasks of a Ray cluster"
+        each.add_argument("--engine", choices=("processes", "ray"), default="processes", help=words)
+        each.add_argument("--address", help="of the Ray cluster; without it one starts here")
     compare = add("compare", "final numbers of runs side by side, their curves in one figure")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     compare.add_argument("--out", default="compare.png", help="file of the figure (compare.png)")

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from . import committed, run, study
+from . import cluster, committed, run, study
 from .inputs import checked_parameters
 from .places import RESULTS, RUNS, TEMPLATE, InputError, find
 
@@ -29,7 +29,8 @@ def command(args: Namespace) -> int:
         env = study.redrawing(notebook)
     elif args.profile == "study":
         env = study.one_thread()
-        study.compute_seeds(run.execute, notebook, parameters, out_dir, args.jobs, limit)
+        with cluster.engine(args) as (execute, jobs):
+            study.compute_seeds(execute, notebook, parameters, out_dir, jobs, limit)
     done = run.execute(notebook, parameters, out_dir, limit, env=env)
     if done.code:
         print(done.sentence, file=sys.stderr)
@@ -38,7 +39,7 @@ def command(args: Namespace) -> int:
         return done.code
     if args.profile == "study" and not args.redraw:
         study.timing(out_dir)
-        if args.jobs > 1 and (twice := study.computed_twice(out_dir)):
+        if twice := study.computed_twice(out_dir):
             print(twice, file=sys.stderr)
     tell(done)
     if args.commit:
@@ -57,8 +58,8 @@ def _check_options(args: Namespace, pairs: Pairs) -> None:
         raise InputError("--commit of a default run has a folder of its own; leave out --out.")
     if args.out and "out_dir" in dict(pairs):
         raise InputError("--out and -p out_dir name the same folder; give one of them.")
-    if (args.redraw or args.jobs != 1) and args.profile != "study":
-        raise InputError("--jobs and --redraw belong to --profile study.")
+    if (args.redraw or args.jobs or args.engine == "ray") and args.profile != "study":
+        raise InputError("--jobs, --engine ray and --redraw belong to --profile study.")
 
 
 def _folder(args: Namespace, notebook: Path, parameters: dict) -> Path:

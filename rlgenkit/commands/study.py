@@ -52,8 +52,9 @@ def compute_seeds(
     jobs: int,
     limit_s: float,
 ) -> None:
-    """Run the notebook once for each share of the seeds, side by side; their phases stay in
-    `out_dir`.  A share that fails is told and left to the run for all seeds."""
+    """Run the notebook once for each share of the seeds, side by side, through `execute` (that of
+    `run` or of a cluster); their phases stay in `out_dir`.  A share that fails is told and left to
+    the run for all seeds."""
     from rlgenkit.workbook.parameters import check_overrides, declared
     from rlgenkit.workbook.store import environment
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import run
+from . import cluster, run
 from .experiment import aligned, default_out_dir, limit_of, shown
 from .inputs import MOST_RUNS, checked_parameters, split_values
 from .places import RUNS, InputError, find
@@ -19,22 +19,21 @@ def command(args: Namespace) -> int:
     """The `sweep` command: every combination of values, joined to runs/NB/sweep-NAMES.csv and .txt."""
     notebook, axes = find(args.notebook), read_axes(args.axes)
     grid = combinations(notebook, axes, args.profile)
-    jobs = min(args.jobs, len(grid))
-    print(f"{len(grid)} runs of {notebook.stem}, {jobs} at a time", flush=True)
 
     def one(folder: Path) -> run.Outcome:
         from .pages import write_page
 
         parameters = grid[folder]
         limit = limit_of(args.limit, parameters)
-        done = run.execute(notebook, parameters, folder, limit, quiet=True)
+        done = execute(notebook, parameters, folder, limit, quiet=True)
         if not done.code:
             write_page(done.notebook)
         label = " ".join(f"{n}={parameters[n]}" for n in axes)
         print(f"{label:40} {done.seconds:6.0f} s  {done.sentence or 'done'}", flush=True)
         return done
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with cluster.engine(args) as (execute, jobs), ThreadPoolExecutor(jobs) as pool:
+        print(f"{len(grid)} runs of {notebook.stem}, {min(jobs, len(grid))} at a time", flush=True)
         outcomes = list(pool.map(one, grid))
     join(RUNS / notebook.stem / ("sweep-" + "-".join(axes)), list(axes), [*grid.values()], outcomes)
     return max(o.code for o in outcomes)

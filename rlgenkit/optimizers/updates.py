@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -126,6 +126,7 @@ def _descend(
     parameters: list[nn.Parameter],
     chunks: Iterable[tuple[Tensor, Tensor]],
     max_grad_norm: float,
+    accelerator: Any = None,
 ) -> dict[str, float]:
     """The optimizer step over all chunks; parameters stay as they were if a number is not finite."""
     sums: dict[str, Tensor] = {}
@@ -134,19 +135,44 @@ def _descend(
     try:
         for rows, columns in chunks:
             _backward(o, rows, columns, sums)
+        if accelerator is not None:
+            _add_gradients(parameters, accelerator)
         norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
         if not torch.isfinite(norm):
             _name_bad_gradient(o, parameters, chunks)
         optimizer.step()
     finally:
         optimizer.zero_grad(set_to_none=True)
-    return _summary(sums, o, chunks, norm)
+    return _summary(sums, o, chunks, norm, accelerator)
+
+
+def _add_gradients(parameters: list[nn.Parameter], accelerator: Any) -> None:
+    """Replace every gradient by its sum over the processes, in one message."""
+    here = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    total = accelerator.reduce(torch.cat([g.flatten() for g in here]), reduction="sum")
+    for p, part in zip(parameters, total.split([p.numel() for p in parameters])):
+        p.grad = part.view_as(p).clone()
+
+
+STATISTICS = ("clip_fraction", "approx_kl", "ratio_mean", "ratio_deviation", "penalty", "loss")
+
+
+def _over_processes(sums: dict[str, Tensor], count: int, accelerator: Any) -> tuple[dict, int]:
+    """Statistics and number of terms of all processes; one without a row adds zeros."""
+    mine = [float(sums.get(name, 0.0)) for name in STATISTICS]
+    mine = torch.tensor([[*mine, count]], dtype=torch.float64, device=accelerator.device)
+    every = accelerator.gather(mine).cpu()
+    total = dict(zip(STATISTICS, every.sum(0)))
+    total["ratio_deviation"] = every[:, STATISTICS.index("ratio_deviation")].max()
+    return total, int(every[:, -1].sum())
 
 
 def _summary(
-    sums: dict[str, Tensor], o: _Objective, chunks: list, norm: Tensor
+    sums: dict[str, Tensor], o: _Objective, chunks: list, norm: Tensor, accelerator: Any
 ) -> dict[str, float]:
     count = sum(int(o.mask[rows][:, columns].sum()) for rows, columns in chunks)
+    if accelerator is not None:
+        sums, count = _over_processes(sums, count, accelerator)
     per = {"loss": o.average.divisor, "penalty": o.average.divisor, "ratio_deviation": 1}
     found = {name: float(value) / float(per.get(name, count)) for name, value in sums.items()}
     return {"penalty": 0.0, **found, "grad_norm": float(norm)}
@@ -182,6 +208,7 @@ def policy_update(
     beta: float = 0.0,
     average: str | int = "token",
     max_grad_norm: float = 1.0,
+    accelerator: Any = None,
 ) -> dict[str, float]:
     """One optimizer step on all rows of `rollout`, whatever policy made it.
 
@@ -193,8 +220,16 @@ def policy_update(
     penalty, clip_fraction, approx_kl, ratio_mean, ratio_deviation (max |ratio - 1|: 0 before the
     first update) and grad_norm. Non-finite values raise FloatingPointError with step and sample
     named, and leave the parameters as they were.
+
+    accelerator: an `accelerate.Accelerator` whose processes each call this with their own rows,
+    none where they have no group left, and with equal parameters; all then make the step that one
+    process would make with all rows.
     """
-    if len(rollout) == 0 or not rollout.mask.any():
+    mask, over = rollout.mask, average_of(rollout.mask, average)
+    if accelerator is not None:
+        terms = over.divisor.reshape(1).to(accelerator.device)
+        over = replace(over, divisor=accelerator.gather(terms).sum())
+    if over.divisor == 0 or accelerator is None and not mask.any():
         raise ValueError("nothing to train on: no rows (are all advantages 0?) or no steps")
     given = getattr(loss, "advantages", rollout.groups)
     if len(given) != len(rollout) or given.ndim == 2 and given.shape != rollout.mask.shape:
@@ -206,15 +241,14 @@ def policy_update(
     def evaluate(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor | None]:
         return policy.replay(rollout.rows(rows).columns(columns), beta > 0)
 
-    mask, over = rollout.mask, average_of(rollout.mask, average)
     weights, pull = over.weights(mask), over.weights(mask, beta)
     old = torch.where(mask, rollout.log_probs, 0.0)
     o = _Objective(evaluate, loss, old, mask, over, beta, weights, pull)
-    b = min(batch or policy.chunk, len(rollout))
+    b = max(1, min(batch or policy.chunk, len(rollout)))
     columns = mask.any(0).nonzero().flatten()
     chunks = _chunks(torch.arange(len(rollout)), columns, b, policy.choices_at_once(b))
     trained = [p for p in policy.parameters if p.requires_grad]
-    return _descend(o, optimizer, trained, chunks, max_grad_norm)
+    return _descend(o, optimizer, trained, chunks, max_grad_norm, accelerator)
 
 
 def policy_gradient_update(
