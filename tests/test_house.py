@@ -168,7 +168,7 @@ BUDGET = {
     "rewards": 16000,
     "optimizers": 7450,
     "workbook": 30550,
-    "commands": 9850,
+    "commands": 11000,
     "ci": 14050,
     "data": 27200,
 }

@@ -1,7 +1,8 @@
 """On PYTHONPATH this blocks the network for Python and every kernel that it starts.
 
-Loopback and unix sockets stay, because Jupyter talks to its kernels through them. An audit hook
-cannot be taken away again and sees every call, whichever library makes it.
+Loopback and unix sockets stay, because Jupyter talks to its kernels through them, and this machine's
+own addresses, through which the parts of a local Ray talk. An audit hook cannot be taken away again
+and sees every call, whichever library makes it.
 """
 
 import ipaddress
@@ -20,9 +21,16 @@ def _is_local(host: object) -> bool:
     if host in (None, "", "localhost", b"localhost"):
         return True
     try:
-        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host).is_loopback
+        address = ipaddress.ip_address(host.decode() if isinstance(host, bytes) else host)
     except (ValueError, AttributeError):
         return False
+    return address.is_loopback or str(address) in _own_addresses()
+
+
+def _own_addresses() -> set[str]:
+    import psutil  # loads here: every Python process reads this file
+
+    return {a.address for each in psutil.net_if_addrs().values() for a in each}
 
 
 def _refuse(event: str, arguments: tuple) -> None:
