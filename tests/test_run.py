@@ -487,6 +487,20 @@ def test_buffers_that_are_not_saved_and_hooks_count(tmp_path):
     assert value() == 2 and run.computed == ["x"] * 4
 
 
+def test_a_first_call_for_hidden_states_is_no_change(tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size", "image_size"), 16)
+    config = CLIPVisionConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, patch_size=8)
+    net, run = CLIPVisionModel(config).eval(), started(tmp_path)
+
+    def value():
+        pictures = torch.zeros(1, 3, 16, 16)
+        return run.result("x", lambda: net(pictures, output_hidden_states=True).hidden_states[1])
+
+    assert torch.equal(value(), value()) and run.computed == ["x"]
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -233,13 +233,15 @@ class Reach:
             if own(type(part)):
                 self.feed(type(part), where)
             plain = {k: v for k, v in vars(part).items() if isinstance(v, (bool, int, float, str))}
+            plain.pop("_output_capturing_hooks_installed", None)
             self._note("settings", repr(sorted(plain.items())))
             if own(type(part)):  # lists, tables and tensors that are no weights
                 rest = [k for k in vars(part) if k[0] != "_" and k not in plain]
                 for key in sorted(rest):
                     self.feed(getattr(part, key), f"{where}.{key}")
             hooks = [k for k in vars(part) if re.search("ward_.*hooks$", k)]
-            self.feed([[*getattr(part, k).values()] for k in hooks], f"{where}'s hook")
+            kept = [[h for h in getattr(part, k).values() if not _records(h)] for k in hooks]
+            self.feed(kept, f"{where}'s hook")
         weights = module.state_dict(keep_vars=True).items()
         for name, tensor in [*weights, *module.named_buffers()]:  # also those not in state_dict
             self._note("weight", name)
@@ -335,6 +337,12 @@ class Reach:
             if name not in declared or declared[name].compare:
                 self._note("field", name)
                 self.feed(item, f"{where}.{name}")
+
+
+def _records(hook: Any) -> bool:
+    """Whether transformers put this hook there, which it does at a model's first call that asks for
+    hidden states: it keeps what passes and changes nothing."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 @functools.lru_cache(maxsize=None)
