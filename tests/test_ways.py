@@ -43,7 +43,13 @@ def understood_by_ray(words):
     return command.make_context(words[1], words[2:]).params
 
 
+def understood_by_the_shell(words):
+    name, equals, value = words[1].partition("=")
+    return len(words) == 2 and name.isidentifier() and equals and value
+
+
 PARSERS = {
+    "export": understood_by_the_shell,
     "python": understood_by_ours,
     "accelerate": understood_by_accelerate,
     "torchrun": understood_by_torchrun,
