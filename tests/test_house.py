@@ -29,7 +29,7 @@ ALLOWED = {
     "models": {"worlds", "samplers"},
     "samplers": set(),
     "rewards": {"worlds", "models"},
-    "optimizers": set(),
+    "optimizers": 7850set(),
     "workbook": BELOW,
     "commands": BELOW | {"workbook"},
 }
@@ -166,10 +166,10 @@ BUDGET = {
     "models": 17600,
     "samplers": 4650,
     "rewards": 16000,
-    "optimizers": 7450,
+    "optimizers": 7850,
     "workbook": 30550,
     "commands": 11000,
-    "ci": 14050,
+    "ci": 15500,
     "data": 27200,
 }
 
