@@ -29,7 +29,7 @@ ALLOWED = {
     "models": {"worlds", "samplers"},
     "samplers": set(),
     "rewards": {"worlds", "models"},
-    "optimizers": 7850set(),
+    "optimizers": set(),
     "workbook": BELOW,
     "commands": BELOW | {"workbook"},
 }
@@ -167,7 +167,7 @@ BUDGET = {
     "samplers": 4650,
     "rewards": 16000,
     "optimizers": 7850,
-    "workbook": 30550,
+    "workbook": 30600,
     "commands": 11000,
     "ci": 15500,
     "data": 27200,
