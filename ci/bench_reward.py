@@ -9,9 +9,10 @@ step by step, without what only logs.
 
 import ast
 import importlib
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -26,11 +27,17 @@ from rlgenkit import models, optimizers, rewards, samplers, worlds
 from rlgenkit.commands.places import ROOT
 
 STEPS, NOISE, RANK, CLIP = 10, 0.7, 8, 3e-3
-GROUPS, COPIES = 8, 4
+COPIES = 4
 WINDOW, TAIL = range(2), 2  # the steps that are trained, and deterministic ones behind them
 NFT_RANGE = 2.0  # advantages beyond it count as it
 TRACKER = 16, 4  # rewards of a prompt that are kept, and that are needed
 EXAM_STEPS, EXAM_PICTURES, EXAM_SEED = 5, 32, 987_654
+
+
+Plan = tuple[float, int]  # learning rate, updates a round
+Grid = Sequence[Plan]
+GRID: Grid = ((3e-3, 4), (1e-2, 2), (1e-2, 4))
+TRIAL_SEED, SEEDS = 100, (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,9 @@ class Setting:
     exam: samplers.StepTable
     trained: range
     compare: Callable[[], Callable[[list[str], Tensor], Tensor]]
+    gain: float  # of the exam, from its start to the target
+    groups: int = 8
+    most: int = 8  # rounds
 
 
 @dataclass
@@ -58,6 +68,8 @@ class Run:
     updates: int
     memory: Any = None  # a peer's own tracker
 
+
+Arms = Mapping[str, Callable[[Run], None]]
 
 PROMPTS = [  # one thing in one color, as notebook 01 asks: pairs that the models have seen
     prompt
@@ -80,24 +92,28 @@ def with_memory() -> Callable[[list[str], Tensor], Tensor]:
 def flow_setting() -> Setting:
     """The flow model: SDE of Flow-GRPO; the last, nearly deterministic step is not trained."""
     base = models.load_policy(ROOT / "data" / "models" / "flow")
+    models.embed(base, [prompt.text for prompt in PROMPTS])  # known to all, counted for none
     sigmas = samplers.sigmas_from_scheduler(base.scheduler, STEPS)
     table = samplers.flow_table(sigmas=sigmas, noise=NOISE)
     short = samplers.flow_table(sigmas=sigmas[_kept()], noise=NOISE)
     exam = samplers.flow_table(
         sigmas=samplers.sigmas_from_scheduler(base.scheduler, EXAM_STEPS), kind="ode"
     )
-    return Setting(base, table, short, exam, range(STEPS - 1), lambda: within_groups)
+    return Setting(base, table, short, exam, range(STEPS - 1), lambda: within_groups, 0.4)
 
 
 def epsilon_setting() -> Setting:
     """The noise-prediction model: DDIM with eta 1, every step trained, as in the peer."""
     base = models.load_policy(ROOT / "data" / "models" / "epsilon")
+    models.embed(base, [prompt.text for prompt in PROMPTS])
     base.scheduler.register_to_config(timestep_spacing="trailing")
     base.scheduler.set_timesteps(STEPS)
     levels, times = base.scheduler.alphas_cumprod, base.scheduler.timesteps
     made = partial(samplers.ddim_table, levels)
     kept = times[_kept()[:-1]]
-    return Setting(base, made(times), made(kept), made(times[::2], 0.0), range(STEPS), with_memory)
+    return Setting(
+        base, made(times), made(kept), made(times[::2], 0.0), range(STEPS), with_memory, 0.2
+    )
 
 
 def _kept() -> list[int]:
@@ -129,7 +145,7 @@ def begin(setting: Setting, seed: int, rate: float, updates: int) -> Run:
 
 def ask(run: Run) -> list[str]:
     """The prompts of a round, each COPIES times, neighbors."""
-    order = torch.randperm(len(PROMPTS), generator=run.generator)[:GROUPS]
+    order = torch.randperm(len(PROMPTS), generator=run.generator)[: run.setting.groups]
     return [PROMPTS[i].text for i in order.tolist() for _ in range(COPIES)]
 
 
@@ -229,8 +245,9 @@ class Decoder(torch.nn.Module):
 
 @dataclass(frozen=True)
 class FlowGrpo:
-    """flow_grpo's pipeline, log-prob and tracker."""
+    """flow_grpo's pipeline, step, log-prob and tracker."""
 
+    step: Callable
     sample: Callable
     log_prob: Callable
     tracker: Callable
@@ -245,17 +262,17 @@ def flow_grpo(path: Path) -> FlowGrpo:
     scope = {"torch": torch, "sde_step_with_logprob": step}
     log_prob = lifted(path / "scripts" / "train_sd3.py", "compute_log_prob", scope)
     tracker = importlib.import_module("flow_grpo.stat_tracking").PerPromptStatTracker
-    return FlowGrpo(sample, log_prob, tracker)
+    return FlowGrpo(step, sample, log_prob, tracker)
 
 
-def sd3_pipeline(model: models.Policy):
-    """A diffusers pipeline around the network in training."""
+def sd3_pipeline(network: torch.nn.Module, vae: torch.nn.Module, scheduler: Any) -> Any:
+    """A diffusers pipeline around a network in training."""
     from diffusers import StableDiffusion3Pipeline
 
     texts = ("", "_2", "_3")
     nothing = {f"{kind}{k}": None for kind in ("text_encoder", "tokenizer") for k in texts}
     pipeline = StableDiffusion3Pipeline(
-        transformer=model.network, vae=Decoder(model), scheduler=model.scheduler, **nothing
+        transformer=network, vae=vae, scheduler=scheduler, **nothing
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -264,8 +281,9 @@ def sd3_pipeline(model: models.Policy):
 def flow_grpo_round(peer: FlowGrpo, run: Run) -> None:
     """One epoch of flow_grpo's scripts/train_sd3.py (from "SAMPLING" to the end of the loop) with
     cfg False, beta 0, ema False and one inner epoch."""
-    pipeline, texts = sd3_pipeline(run.policy.model), ask(run)
-    cond, side = models.embed(run.policy.model, texts), run.policy.model.latent_shape[-1]
+    model, texts = run.policy.model, ask(run)
+    pipeline = sd3_pipeline(model.network, Decoder(model), model.scheduler)
+    cond, side = models.embed(model, texts), model.latent_shape[-1]
     images, latents, log_probs = peer.sample(
         pipeline, prompt_embeds=cond.tokens, pooled_prompt_embeds=cond.pooled,
         num_inference_steps=STEPS, guidance_scale=1.0, output_type="pt", height=side, width=side,
@@ -426,14 +444,77 @@ def exam(run: Run) -> float:
     return reward(rollout.output).mean().item()
 
 
-def train(learn: Callable[[Run], None], run: Run, target: float, most: int) -> dict:
-    """CPU seconds, pictures and exams until `target`; the exams' time is not counted."""
-    seconds, scores = 0.0, [exam(run)]
-    clock = []
-    while scores[-1] < target and len(scores) <= most:
-        start = time.process_time()
-        learn(run)
-        seconds += time.process_time() - start
-        clock.append(seconds)
-        scores.append(exam(run))
-    return {"seconds": seconds, "rounds": len(scores) - 1, "scores": scores, "clock": clock}
+def race(arms: Arms, setting: Setting, plan: dict[str, Plan], seed: int, target: float) -> dict:
+    """Every arm from scratch until its exam reaches `target`, at most MOST rounds, the arms' rounds
+    in turn: {arm: CPU seconds without exams, exams from the start on}."""
+    runs = {name: begin(setting, seed, *plan[name]) for name in arms}
+    found = {name: {"seconds": 0.0, "exams": [exam(run)]} for name, run in runs.items()}
+    for _ in range(setting.most):
+        for name, learn in arms.items():
+            if (own := found[name])["exams"][-1] >= target:
+                continue
+            start = time.process_time()
+            learn(runs[name])
+            own["seconds"] += time.process_time() - start
+            own["exams"].append(exam(runs[name]))
+    return found
+
+
+def family(setting: Setting, peers: Arms, seeds: Sequence[int] = SEEDS, grid: Grid = GRID) -> dict:
+    """Time to the start's exam and `gain` more, for ours and the peers'.
+
+    Rates and updates a round come from one trial seed, the same grid for each arm of ours; a peer
+    takes those of ours over all steps, whose update it shares.
+    """
+    ours = {"ours, all steps": all_steps, "ours, window": window}
+    if setting.base.family == "flow":
+        ours["ours, NFT"] = nft
+    start = exam(begin(setting, TRIAL_SEED, *grid[0]))
+    target, trials = start + setting.gain, []
+    for plan in grid:
+        found = race(ours, setting, dict.fromkeys(ours, plan), TRIAL_SEED, target)
+        trials += [{"arm": name, "plan": plan, **rounded(own)} for name, own in found.items()]
+    plans = {name: best([t for t in trials if t["arm"] == name], target) for name in ours}
+    plans |= dict.fromkeys(peers, plans["ours, all steps"])
+    races = [race(peers | ours, setting, plans, seed, target) for seed in seeds]
+    return {
+        "start": round(start, 3),
+        "target": round(target, 3),
+        "pictures a round": setting.groups * COPIES,
+        "arms": {n: told([r[n] for r in races], [r[next(iter(r))] for r in races], target, plans[n])
+                 for n in plans if n in races[0]},
+        "grid": trials,
+    }  # fmt: skip
+
+
+def best(trials: list[dict], target: float) -> Plan:
+    """The plan that was first at the target, or came nearest to it."""
+    done = [t for t in trials if t["exams"][-1] >= target]
+    if done:
+        return min(done, key=lambda t: t["seconds"])["plan"]
+    return max(trials, key=lambda t: t["exams"][-1])["plan"]
+
+
+def rounded(own: dict) -> dict:
+    """A run for the record."""
+    return {"seconds": round(own["seconds"], 2), "exams": [round(x, 3) for x in own["exams"]]}
+
+
+def told(runs: list[dict], first: list[dict], target: float, plan: Plan) -> dict:
+    """An arm over its seeds: medians, and the median and range of its seconds over the first arm's.
+
+    Where a run did not reach the target its seconds are those of all its rounds, a lower bound.
+    """
+    rounds = [len(own["exams"]) - 1 for own in runs]
+    ratios = [own["seconds"] / other["seconds"] for own, other in zip(runs, first)]
+    return {
+        "rate": plan[0],
+        "updates": plan[1],
+        "reached": sum(own["exams"][-1] >= target for own in runs),
+        "seconds": round(statistics.median(own["seconds"] for own in runs), 2),
+        "seconds a round": round(sum(own["seconds"] for own in runs) / sum(rounds), 2),
+        "rounds": statistics.median(rounds),
+        "ratio": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+        "runs": [rounded(own) for own in runs],
+    }

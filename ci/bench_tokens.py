@@ -21,7 +21,7 @@ from rlgenkit import models, optimizers
 from rlgenkit.commands.places import ROOT
 
 PROMPTS, COPIES, BEFORE, NEW, RATE = 8, 8, 32, 64, 1e-4
-VOCABULARIES = (1024, 50257)  # a small one, and GPT-2's
+VOCABULARIES = {1024: 5, 50257: 2}  # a small one and GPT-2's, and timings of each
 
 
 def tokenizer(words: int) -> Any:
