@@ -262,7 +262,7 @@ def reward(options: argparse.Namespace, name: str) -> dict:
         label, round_of = "ddpo-pytorch's loop", bench_reward.ddpo_round
     peers = {label: partial(round_of, load(path.resolve()))} if path else {}
     if options.quick:
-        small = replace(setting, groups=1, most=1)
+        small = replace(setting, groups=1, most=1, looks=4)
         return bench_reward.family(small, peers, (0,), bench_reward.GRID[1:2])
     return bench_reward.family(setting, peers)
 

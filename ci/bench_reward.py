@@ -31,7 +31,7 @@ COPIES = 4
 WINDOW, TAIL = range(2), 2  # the steps that are trained, and deterministic ones behind them
 NFT_RANGE = 2.0  # advantages beyond it count as it
 TRACKER = 16, 4  # rewards of a prompt that are kept, and that are needed
-EXAM_STEPS, EXAM_PICTURES, EXAM_SEED = 5, 32, 987_654
+EXAM_STEPS, EXAM_SEED = 5, 987_654
 
 
 Plan = tuple[float, int]  # learning rate, updates a round
@@ -53,6 +53,7 @@ class Setting:
     gain: float  # of the exam, from its start to the target
     groups: int = 8
     most: int = 8  # rounds
+    looks: int = 32  # pictures of the exam
 
 
 @dataclass
@@ -438,7 +439,7 @@ def ddpo_update(peer: Ddpo, run: Run, unet: Unet, sample: dict[str, Tensor]) -> 
 
 def exam(run: Run) -> float:
     """Mean reward of fixed noise and prompts, drawn without noise."""
-    chosen = [PROMPTS[i % len(PROMPTS)] for i in range(EXAM_PICTURES)]
+    chosen = [PROMPTS[i % len(PROMPTS)] for i in range(run.setting.looks)]
     generator = torch.Generator().manual_seed(EXAM_SEED)
     rollout = replace(run.policy, table=run.setting.exam).sample(chosen, generator)
     return reward(rollout.output).mean().item()
