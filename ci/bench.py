@@ -278,8 +278,9 @@ def tokens(options: argparse.Namespace) -> dict:
 
 
 def study(options: argparse.Namespace) -> dict:
-    """A study by one process and by two."""
-    return bench_tokens.study(1 if options.quick else 3)
+    """Studies of the template by one process and by two."""
+    lengths = bench_tokens.STUDIES[: 1 if options.quick else None]
+    return {str(steps): bench_tokens.study(steps) for steps in lengths}
 
 
 PARTS = {

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from rlgenkit import models, optimizers
 from rlgenkit.commands.places import ROOT
 
 PROMPTS, COPIES, BEFORE, NEW, RATE = 8, 8, 32, 64, 1e-4
+STUDIES = (100, 4000)  # updates of the template's study: its own, and as long as other studies
 VOCABULARIES = {1024: 5, 50257: 2}  # a small one and GPT-2's, and timings of each
 
 
@@ -150,20 +150,30 @@ def compared(spent: dict[str, list[float]]) -> dict:
     }
 
 
-def study(repeats: int, *options: str) -> dict:
-    """Wall seconds of the template's study by one process and by two, in turn, and their ratio."""
+def study(steps: int, repeats: int = 1) -> dict:
+    """Wall seconds of the template's study with `steps` updates by one process and by two, in turn,
+    and their ratio."""
     spent: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeats):
         for jobs, seconds in spent.items():
             with tempfile.TemporaryDirectory() as folder:
-                command = [sys.executable, "-m", "rlgenkit", "run", "_template", "--profile"]
-                command += [
+                command = [
+                    sys.executable,
+                    "-m",
+                    "rlgenkit",
+                    "run",
+                    "_template",
+                    "--profile",
                     "study",
+                ]
+                command += [
                     "--jobs",
                     str(jobs),
                     "--out",
-                    str(Path(folder) / "run"),
-                    *options,
+                    f"{folder}/run",
+                    "-p",
+                    "steps",
+                    str(steps),
                 ]
                 start = time.perf_counter()
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

@@ -225,17 +225,17 @@ def test_a_study_is_timed_by_one_process_and_two_in_turn(monkeypatch):
 
     monkeypatch.setattr(bench_tokens.subprocess, "run", run)
     monkeypatch.setattr(bench_tokens.time, "perf_counter", lambda: clock[0])
-    found = bench_tokens.study(2)
+    found = bench_tokens.study(50, 2)
     assert jobs == [1, 2, 1, 2]
     assert found == {"one process": 30.0, "two processes": 16.0, "ratio": 1.88}
 
 
 def test_a_quick_bench_writes_its_parts_and_leaves_the_others(tmp_path):
     target = tmp_path / "bench.json"
-    target.write_text('{"study": {"one process": 19, "two processes": 10, "ratio": 1.9}}')
+    target.write_text('{"study": {"9": {"one process": 19, "two processes": 10, "ratio": 1.9}}}')
     assert bench.main(["--quick", "--parts", "flow", "tokens", "--out", str(target)]) == 0
     found = json.loads(target.read_text())
-    assert found["study"]["ratio"] == 1.9 and "epsilon" not in found
+    assert found["study"]["9"]["ratio"] == 1.9 and "epsilon" not in found
     assert set(found["flow"]["arms"]) == {"ours, all steps", "ours, window", "ours, NFT"}
     assert {"TRL, a step", "ours, a step"} <= found["tokens"]["64"].keys()
     assert "tables" not in found and bench_page.page(found)
