@@ -36,7 +36,7 @@ EXAM_STEPS, EXAM_SEED = 5, 987_654
 
 Plan = tuple[float, int]  # learning rate, updates a round
 Grid = Sequence[Plan]
-GRID: Grid = ((3e-3, 4), (1e-2, 2), (1e-2, 4))
+GRID: Grid = ((3e-3, 4), (1e-2, 2), (1e-2, 4), (3e-2, 4))
 TRIAL_SEED, SEEDS = 100, (0, 1, 2)
 
 
@@ -478,12 +478,15 @@ def family(setting: Setting, peers: Arms, seeds: Sequence[int] = SEEDS, grid: Gr
     plans = {name: best([t for t in trials if t["arm"] == name], target) for name in ours}
     plans |= dict.fromkeys(peers, plans["ours, all steps"])
     races = [race(peers | ours, setting, plans, seed, target) for seed in seeds]
+    first = next(iter(races[0]))
     return {
         "start": round(start, 3),
         "target": round(target, 3),
         "pictures a round": setting.groups * COPIES,
-        "arms": {n: told([r[n] for r in races], [r[next(iter(r))] for r in races], target, plans[n])
-                 for n in plans if n in races[0]},
+        "arms": {
+            name: told([r[name] for r in races], [r[first] for r in races], target, plans[name])
+            for name in races[0]
+        },
         "grid": trials,
     }  # fmt: skip
 
