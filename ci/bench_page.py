@@ -141,9 +141,9 @@ def tokens(result: dict) -> list[str]:
     return [
         *lines,
         *table(heads, rows),
-        "Ours reads equal prompts once, keeps its cache where it is, and stores no log-probs that "
-        "are 1 to their own. The passes of the network themselves cost both sides the same: they "
-        "are nearly everything where the vocabulary is small.",
+        "Ours reads equal prompts once, keeps its cache where it is and, like TRL in a single "
+        "update, stores no log-probs: on own draws every ratio is 1. The passes of the network cost "
+        "both sides the same, and are nearly everything where the vocabulary is small.",
         "",
     ]
 
