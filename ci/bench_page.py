@@ -113,6 +113,13 @@ def family(name: str, found: dict) -> list[str]:
             "deterministic ones.",
             "",
         ]
+    highest = max(trial["plan"][0] for trial in found["grid"])
+    edge = [arm for arm, own in found["arms"].items() if own["rate"] == highest]
+    if edge:
+        lines += [
+            f"At the highest rate of the grid, so that a higher one may be faster still: {', '.join(edge)}.",
+            "",
+        ]
     lines += ["The grid, on a seed of its own: CPU seconds to the target, or the last exam.", ""]
     rows = []
     for trial in found["grid"]:
