@@ -42,7 +42,7 @@ quick: setup ## every notebook at the quick profile, with times
 sweep: setup ## one notebook over values and seeds: NB=01_ddpo ARGS="clip=1e-4,1e-2 seed=0..4"
 	@$(KIT) sweep $(NB) $(ARGS)
 
-bench: setup ## speed of samplers and updates -> data/results/bench.json
+bench: setup ## speed, and time to a reward, beside peers -> data/results/bench.json
 	@$(KIT) bench $(ARGS)
 
 models: setup ## train the embedded models again from nothing (hours on 2 cores, resumable)

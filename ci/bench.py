@@ -1,22 +1,26 @@
-"""What samplers and one policy-gradient iteration cost, beside a peer on a CPU and at full size on a GPU.
+"""What samplers and one policy-gradient iteration cost and how soon they reach a result, beside peers
+on a CPU; the cost at full size on a GPU.
 
 On a CPU everything runs in one process on one thread. Each repeat times all rivals in turn by CPU
 seconds (wall clock on a shared machine varies several times over); reported are the median of each
 and the median of the ratios to the first. `--peer PATH` names a local checkout of flow_grpo, whose
-own functions then run on the same network, noise level and number of steps, loaded from there only.
+own functions then run on the same network, noise level and number of steps, loaded from there only;
+`--ddpo-peer PATH` does so for ddpo-pytorch. `--parts` names what is measured (all): speed, flow and
+epsilon (time to a reward, ci/bench_reward.py), tokens and study (ci/bench_tokens.py); the other parts
+of the file stay. `--quick` is a small case of each part that says nothing.
 `--device cuda` times the embedded network and one of the size of Stable Diffusion 3.5 medium
 (random weights, LoRA of rank 32: weights do not change the cost) and runs the tests marked `gpu`.
 """
 
 import argparse
-import ast
-import importlib
 import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ci import bench_reward, bench_tokens
 from rlgenkit import models, optimizers, samplers
 from rlgenkit.commands.experiment import hardware
 from rlgenkit.commands.places import ROOT
@@ -155,28 +160,12 @@ class Setting:
 
 
 class Peer:
-    """The peer's step, pipeline and compute_log_prob; the last is lifted out of its script by ast."""
+    """flow_grpo's own functions around the network of a setting."""
 
     def __init__(self, path: Path, setting: Setting) -> None:
-        from diffusers import StableDiffusion3Pipeline
-
-        sys.path.insert(0, str(path))
-        patches = "flow_grpo.diffusers_patch.sd3_"
-        self.step = importlib.import_module(f"{patches}sde_with_logprob").sde_step_with_logprob
-        self.sample = importlib.import_module(
-            f"{patches}pipeline_with_logprob"
-        ).pipeline_with_logprob
-        tree = ast.parse((path / "scripts" / "train_sd3.py").read_text(encoding="utf-8"))
-        wanted = [n for n in tree.body if getattr(n, "name", "") == "compute_log_prob"]
-        scope = {"torch": torch, "sde_step_with_logprob": self.step}
-        exec(compile(ast.Module(wanted, []), "compute_log_prob", "exec"), scope)
-        self.log_prob, self.setting = scope["compute_log_prob"], setting
-        texts = ("", "_2", "_3")
-        nothing = {f"{kind}{k}": None for kind in ("text_encoder", "tokenizer") for k in texts}
-        self.pipeline = StableDiffusion3Pipeline(
-            transformer=setting.network, vae=setting.vae, scheduler=setting.scheduler, **nothing
-        )
-        self.pipeline.set_progress_bar_config(disable=True)
+        self.own, self.setting = bench_reward.flow_grpo(path), setting
+        self.step, self.sample, self.log_prob = self.own.step, self.own.sample, self.own.log_prob
+        self.pipeline = bench_reward.sd3_pipeline(setting.network, setting.vae, setting.scheduler)
 
     def rollout(self) -> dict[str, Tensor]:
         """Its rollout without guidance, arranged as its training loop wants the samples."""
@@ -241,9 +230,8 @@ def steps(setting: Setting, peer: Peer | None) -> Rivals:
     }
 
 
-def on_cpu(options: argparse.Namespace) -> dict:
-    """All tables; ratios are to the first row of each."""
-    torch.set_num_threads(1)
+def speed(options: argparse.Namespace) -> dict:
+    """All tables of the cost; ratios are to the first row of each."""
     setting, clock = Setting(CPU_CASE, "cpu"), time.process_time
     peer = options.peer and Peer(options.peer.resolve(), setting)
     with torch.no_grad():
@@ -260,12 +248,60 @@ def on_cpu(options: argparse.Namespace) -> dict:
         "the same, window first, 2-step tail": lambda: setting.iteration(range(2), True, tail=2),
     }
     rows["iteration"] = medians(rivals, options.repeats, clock)
-    for title, table in rows.items():
-        print(title)
-        for name, row in table.items():
-            print(f"  {name:36s} {row['microseconds']:12.1f} us   x{row['ratio']:.3f}")
     count = sum(p.numel() for p in setting.network.parameters())
-    return {"tables": rows, "parameters": count, "repeats": options.repeats, "hardware": hardware()}
+    return {"tables": rows, "parameters": count, "repeats": options.repeats}
+
+
+def reward(options: argparse.Namespace, name: str) -> dict:
+    """Time to a reward of the flow model or of the noise-prediction model."""
+    if name == "flow":
+        setting, path, load = bench_reward.flow_setting(), options.peer, bench_reward.flow_grpo
+        label, round_of = "flow_grpo's loop", bench_reward.flow_grpo_round
+    else:
+        setting, path, load = bench_reward.epsilon_setting(), options.ddpo_peer, bench_reward.ddpo
+        label, round_of = "ddpo-pytorch's loop", bench_reward.ddpo_round
+    peers = {label: partial(round_of, load(path.resolve()))} if path else {}
+    if options.quick:
+        small = replace(setting, groups=1, most=1, looks=4)
+        return bench_reward.family(small, peers, (0,), bench_reward.GRID[1:2])
+    return bench_reward.family(setting, peers)
+
+
+def tokens(options: argparse.Namespace) -> dict:
+    """Tokens for a small vocabulary and for GPT-2's."""
+    if options.quick:
+        return {"64": bench_tokens.tokens(64, 1, width=16, layers=1)}
+    return {
+        str(words): bench_tokens.tokens(words, turns)
+        for words, turns in bench_tokens.VOCABULARIES.items()
+    }
+
+
+def study(options: argparse.Namespace) -> dict:
+    """Studies of the template by one process and by two."""
+    lengths = bench_tokens.STUDIES[: 1 if options.quick else None]
+    return {str(steps): bench_tokens.study(steps) for steps in lengths}
+
+
+PARTS = {
+    "speed": speed,
+    "flow": partial(reward, name="flow"),
+    "epsilon": partial(reward, name="epsilon"),
+    "tokens": tokens,
+    "study": study,
+}
+
+
+def on_cpu(options: argparse.Namespace) -> dict:
+    """The parts that are asked for, with the CPU seconds of each."""
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for name in options.parts or PARTS:
+        start = time.process_time()
+        made = PARTS[name](options)
+        found |= made if name == "speed" else {name: made}
+        print(f"{name}: {time.process_time() - start:.0f} CPU seconds", flush=True)
+    return {**found, "hardware": hardware()}
 
 
 def gpu_case(case: tuple, options: argparse.Namespace) -> dict:
@@ -322,6 +358,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the benchmark, print it and write data/results/bench.json or gpu.json."""
     parser = argparse.ArgumentParser(prog="rlgenkit bench", description=__doc__.split("\n")[0])
     parser.add_argument("--peer", type=Path, help="local checkout of flow_grpo to compare with")
+    parser.add_argument("--ddpo-peer", type=Path, help="local checkout of ddpo-pytorch")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="what is measured (all)")
+    parser.add_argument("--quick", action="store_true", help="a small case of each part")
     parser.add_argument("--repeats", type=int, default=15, help="timings per rival")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument("--out", type=Path, help="file (data/results/bench.json or gpu.json)")
@@ -331,10 +370,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--repeats must be at least 1")
     if options.peer is not None and not (options.peer / "flow_grpo").is_dir():
         parser.error("--peer must be a checkout of flow_grpo (it has no folder flow_grpo)")
+    if options.ddpo_peer is not None and not (options.ddpo_peer / "ddpo_pytorch").is_dir():
+        parser.error("--ddpo-peer must be a checkout of ddpo-pytorch (no folder ddpo_pytorch)")
     if not cpu and not torch.cuda.is_available():
         parser.error("there is no CUDA device here")
     result = on_cpu(options) if cpu else on_gpu(options)
     target = options.out or ROOT / "data" / "results" / ("bench.json" if cpu else "gpu.json")
+    if cpu and target.is_file():
+        result = json.loads(target.read_text(encoding="utf-8")) | result
     target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 

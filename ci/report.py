@@ -1,7 +1,7 @@
 """`python -m rlgenkit report [--check]`: pages made from results, so that no number in them is typed by hand.
 
-README.md (its index, between markers), REPRODUCIBILITY.md and data/README.md come from
-data/results/*.json, the notebooks' titles and data/manifest.json. With check=True nothing is
+README.md (its index, between markers), REPRODUCIBILITY.md, data/README.md and data/results/bench.md
+come from data/results/*.json, the notebooks' titles and data/manifest.json. With check=True nothing is
 written.
 """
 
@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 
+from ci import bench_page
 from ci.doctor import manifest
 from rlgenkit.commands.committed import title
 from rlgenkit.commands.places import RESULTS, ROOT, InputError, ended, series
@@ -246,6 +247,9 @@ def report(check: bool) -> list[str]:
         ROOT / "README.md": readme((ROOT / "README.md").read_text(encoding="utf-8")),
         ROOT / "REPRODUCIBILITY.md": reproducibility(),
         ROOT / "data" / "README.md": data_readme(),
+        RESULTS / "bench.md": bench_page.page(
+            json.loads((RESULTS / "bench.json").read_text(encoding="utf-8"))
+        ),
     }
     stale = []
     for path, text in pages.items():

@@ -86,7 +86,7 @@ PASSED_ON = {
     "test": ("all tests (pytest), one worker a core", PYTEST),
     "test-fast": ("all tests that execute no notebook", f"{PYTEST} -m not+executes"),
     "series": ("every notebook at the quick profile, with times", "-m ci.series"),
-    "bench": ("speed of samplers and updates -> data/results/bench.json", "-m ci.bench"),
+    "bench": ("speed, and time to a reward -> data/results/bench.json", "-m ci.bench"),
     "check": ("lint of the notebooks, freshness of outputs and pages", "-m ci.check"),
     "report": ("README tables, REPRODUCIBILITY.md, data/README.md anew", "-m ci.report"),
     "manifest": ("data/manifest.json anew, after files under data/ changed", "-m ci.manifest"),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from rlgenkit import models
 from rlgenkit import optimizers as O
-from rlgenkit.models.tokens import TokenBatch, entropies, token_distributions
+from rlgenkit.models.cache import make_room
+from rlgenkit.models.tokens import TokenBatch, _pick, entropies, token_distributions
 
 VOCAB, END, PAD = 11, 1, 0
 
@@ -484,3 +485,34 @@ def test_a_torn_copy_of_smollm2_is_one_sentence(smollm2, tmp_path):
         (tmp_path / "torn.gguf").write_bytes(file.read(50_000_000))
     with pytest.raises(ValueError, match="cannot be read as a language model"):
         models.load_language_model(tmp_path)
+
+
+@every_class
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_equal_passes_without_a_cache(kind, temperature):
+    """Equal prompts are read once and the cache has room; a pass over everything knows neither."""
+    model, rows = small(kind), [row for row in PROMPTS for _ in range(3)]
+    batch = sample(model, temperature, rows)
+    ids, real = models.pad_left(rows, PAD)
+    generator, done = gen(), torch.zeros(len(rows), dtype=torch.bool)
+    for token in batch.answers.T:
+        places = (real.long().cumsum(1) - 1).clamp(min=0)
+        with torch.no_grad():
+            logits = model(ids, attention_mask=real.long(), position_ids=places).logits[:, -1]
+        drawn = torch.where(done, PAD, _pick(logits, temperature, generator))
+        assert torch.equal(drawn, token)
+        ids, real = torch.cat([ids, drawn[:, None]], 1), torch.cat([real, ~done[:, None]], 1)
+        done = done | (drawn == END)
+
+
+def test_a_cache_with_room_holds_what_a_growing_one_holds():
+    """Also behind its room, and without touching what is no plainly growing layer."""
+    growing, roomy = DynamicCache(), DynamicCache()
+    for k, width in enumerate((3, 1, 1, 1)):  # room for two: the last goes behind it
+        keys, values = torch.randn(2, 2, 4, width, 5, generator=gen(k))
+        expected, found = (cache.update(keys, values, 0) for cache in (growing, roomy))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+        assert roomy.get_seq_length() == growing.get_seq_length()
+        if k == 0:
+            make_room(roomy, 2)
+    make_room(torch.zeros(1), 2)

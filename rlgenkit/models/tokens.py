@@ -176,10 +176,24 @@ def generate(
     real = torch.ones_like(prompts, dtype=torch.bool) if real is None else real
     if not real[:, -1].all():
         raise ValueError("generate needs prompts that are padded on the left only")
-    step = partial(_pass, model)
     start = TokenBatch(prompts, real, torch.empty(len(prompts), 0), temperature)
-    batch = speak(step, step(prompts, real), start, new, end, pad, generator)
+    out = _read_once(model, prompts, real)
+    batch = speak(partial(_pass, model), out, start, new, end, pad, generator)
     return replace(batch, log_probs=token_logprobs(model, batch)) if score else batch
+
+
+def _read_once(model: nn.Module, ids: Tensor, real: Tensor) -> Any:
+    """What the model says behind prompts Long[B, P], equal ones read once: logits [B, .., V], cache."""
+    kinds, back = torch.cat([ids, real.long()], 1).unique(dim=0, return_inverse=True)
+    width = ids.shape[1]
+    if len(kinds) == len(back):
+        return _pass(model, ids, real)
+    out = _pass(model, kinds[:, :width], kinds[:, width:].bool())
+    if not hasattr(out.past_key_values, "batch_select_indices"):  # no cache of transformers
+        return _pass(model, ids, real)
+    out.past_key_values.batch_select_indices(back)
+    out.logits = out.logits[:, -1:][back]
+    return out
 
 
 def speak(
@@ -195,9 +209,12 @@ def speak(
 
     out: what the model says of the prompts; step(token Long[B, 1], real, cache) -> of the next token.
     """
+    from .cache import make_room
+
     ids, real, temperature = start.ids, start.real, start.temperature
     if temperature < 0 or new < 1:
         raise ValueError("answers need temperature >= 0 and new >= 1")
+    make_room(out.past_key_values, new)
     done = torch.zeros_like(ids[:, 0], dtype=torch.bool)
     for count in range(new):
         token = torch.where(done, pad, _pick(out.logits[:, -1], temperature, generator))[:, None]
