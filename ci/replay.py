@@ -9,18 +9,22 @@ replays the whole series; so does tests/test_replay.py.
 import argparse
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from rlgenkit.commands.committed import text_of
-from rlgenkit.commands.places import NOTEBOOKS, ROOT, TEMPLATE, find, series
+from rlgenkit.commands.places import ROOT, TEMPLATE, find, series
+
+from . import warm
 
 CHECK, SKIP = "nbval-check-output", "nbval-skip"
 RULES = ROOT / "ci" / "replay.cfg"  # what nbval rounds before it compares
-CELL_S, NOTEBOOK_S = 1.0, 2.5  # longest cell, and longest sum, beyond the first cell's imports
+CELL_S, NOTEBOOK_S = 3.0, 6.0  # longest cell, and longest sum, beyond imports and the start
 TRAINS = re.compile(r"\brun\.(?!paths)\w+")
 
 
@@ -58,42 +62,64 @@ def rounded(text: str) -> str:
     return text
 
 
-def tags_of(notebook: Path) -> dict[int, str]:
+def copied(notebook: Path, folder: Path) -> Path:
+    """A copy in `folder`/notebooks, beside a link to data, whose run folder is in `folder` too, so
+    that no run of a reader is touched."""
+    (folder / "notebooks").mkdir(exist_ok=True)
+    if not (folder / "data").exists():
+        (folder / "data").symlink_to(ROOT / "data")
+    nb = json.loads(notebook.read_text(encoding="utf-8"))
+    place = repr(str(folder / notebook.stem))
+    for cell in nb["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            cell["source"] = [
+                re.sub(r"^out_dir: str = None", lambda _: f"out_dir: str = {place}", line)
+                for line in cell["source"]
+            ]
+    copy = folder / "notebooks" / notebook.name
+    copy.write_text(text_of(nb), encoding="utf-8")
+    return copy
+
+
+def tags_of(notebook: Path, threads: int) -> dict[int, str]:
     """The tag of each code cell that has one, from a run of what is quick."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-    committed = nbformat.read(notebook, as_version=4)
-    nb = nbformat.from_dict(json.loads(json.dumps(committed)))
-    client = NotebookClient(nb, timeout=60, interrupt_on_timeout=True, kernel_name="python3")
-    tags, costly, spent, first = {}, set(), 0.0, True
-    with client.setup_kernel(cwd=str(NOTEBOOKS)):
-        for i, cell in enumerate(nb.cells):
-            if cell.cell_type != "code":
-                continue
-            made, read = names_of(cell.source)
-            if read & costly or _trains(cell.source) or spent > NOTEBOOK_S:
-                tags[i], costly = SKIP, costly | made
-                continue
-            start = time.monotonic()
-            try:
-                client.execute_cell(cell, i)
-            except (CellExecutionError, CellTimeoutError):
-                tags[i], costly = SKIP, costly | made
-                continue
-            took = time.monotonic() - start
-            imports = "import " in cell.source
-            client.timeout = 60 if first else 3 * CELL_S
-            first = first and not imports
-            if took > CELL_S and not imports and "wb.start(" not in cell.source:
-                tags[i], costly = SKIP, costly | made
-                continue
-            spent += 0 if imports else took
-            costly |= _training_functions(cell.source)
-            same = text_outputs(cell) == text_outputs(committed.cells[i])
-            if same and any(text_outputs(cell)):
-                tags[i] = CHECK
+    tags, costly, spent = {}, set(), 0.0
+    with tempfile.TemporaryDirectory() as name:
+        copy = copied(notebook, Path(name))
+        committed, nb = (nbformat.read(copy, as_version=4) for _ in range(2))
+        client = NotebookClient(nb, timeout=60, interrupt_on_timeout=True, kernel_name=warm.NAME)
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(threads)}
+        with client.setup_kernel(cwd=str(copy.parent), env=env):
+            for i, cell in enumerate(nb.cells):
+                if cell.cell_type != "code":
+                    continue
+                made, read = names_of(cell.source)
+                if read & costly or _trains(cell.source) or spent > NOTEBOOK_S:
+                    tags[i], costly = SKIP, costly | made
+                    continue
+                start = time.monotonic()
+                try:
+                    client.execute_cell(cell, i)
+                except (CellExecutionError, CellTimeoutError):
+                    tags[i], costly = SKIP, costly | made
+                    continue
+                took = time.monotonic() - start
+                if (
+                    took > CELL_S
+                    and "import " not in cell.source
+                    and "wb.start(" not in cell.source
+                ):
+                    tags[i], costly = SKIP, costly | made
+                    continue
+                spent += took
+                costly |= _training_functions(cell.source)
+                same = text_outputs(cell) == text_outputs(committed.cells[i])
+                if same and any(text_outputs(cell)):
+                    tags[i] = CHECK
     return tags
 
 
@@ -115,16 +141,17 @@ def _training_functions(source: str) -> set[str]:
 
 
 def write(notebook: Path) -> str:
-    """Tag one notebook; one line on what came out."""
+    """Tag one notebook; one line on what came out.  Compared is what came out twice as committed,
+    with one thread and with two."""
     nb = json.loads(notebook.read_text(encoding="utf-8"))
-    found = tags_of(notebook)
+    first, second = (tags_of(notebook, threads) for threads in (1, 2))
+    found = {i: tag for i, tag in first.items() if tag == SKIP or second.get(i) == CHECK}
+    found |= {i: SKIP for i, tag in second.items() if tag == SKIP}
     for i, cell in enumerate(nb["cells"]):
         old = cell["metadata"].get("tags", [])
-        kept = [tag for tag in old if tag not in (CHECK, SKIP)]
-        if tags := kept + ([found[i]] if i in found else []):
+        tags = [tag for tag in old if tag not in (CHECK, SKIP)] + ([found[i]] if i in found else [])
+        if tags != old:  # the file's layout stays
             cell["metadata"]["tags"] = tags
-        else:
-            cell["metadata"].pop("tags", None)
     notebook.write_text(text_of(nb), encoding="utf-8")
     words = [*found.values()]
     cells = sum(c["cell_type"] == "code" for c in nb["cells"])
@@ -132,19 +159,22 @@ def write(notebook: Path) -> str:
     return f"{notebook.stem:24} {cells} code cells, {run} replayed, {words.count(CHECK)} compared"
 
 
-def replay(notebooks: list[Path], jobs: int = 1) -> subprocess.CompletedProcess:
-    """nbval over these notebooks in a process of its own."""
-    spread = ["-n", str(jobs), "--dist", "loadfile"] if jobs > 1 else ["-p", "no:xdist"]
-    options = [
-        "--nbval-lax",
-        f"--nbval-sanitize-with={RULES}",
+def replay(copies: list[Path]) -> subprocess.CompletedProcess:
+    """nbval over these copies in a process of its own, on warm kernels."""
+    options = ["--nbval-lax", f"--nbval-sanitize-with={RULES}", "--nbval-kernel-name", warm.NAME]
+    quiet = [
         "-q",
-        "-x",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "--noconftest",
+        "--rootdir",
+        str(ROOT),
     ]
-    command = [sys.executable, "-m", "pytest", *options, *spread, *map(str, notebooks)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", *options, *quiet, *map(str, copies)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
 
 
 def main() -> int:
@@ -154,12 +184,14 @@ def main() -> int:
     parser.add_argument("--test", action="store_true", help="replay instead of writing tags")
     args = parser.parse_args()
     notebooks = [find(name) for name in args.notebooks] or [*series(), TEMPLATE]
-    if args.test:
-        done = replay(notebooks, jobs=2)
-        print(done.stdout[-4000:])
-        return done.returncode
-    for notebook in notebooks:
-        print(write(notebook), flush=True)
+    with tempfile.TemporaryDirectory() as name, warm.kernels(Path(name)) as env:
+        os.environ.update(env)
+        if args.test:
+            done = replay([copied(notebook, Path(name)) for notebook in notebooks])
+            print(done.stdout[-4000:], done.stderr[-2000:])
+            return done.returncode
+        for notebook in notebooks:
+            print(write(notebook), flush=True)
     return 0
 
 
