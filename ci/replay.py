@@ -2,198 +2,289 @@
 
 A cell that ends in seconds and reads nothing that training made is run again by
 `pytest --nbval-lax`; where its text came out as committed, it is tagged `nbval-check-output`, so
-that it is compared from now on. All others are tagged `nbval-skip`. `python -m ci.replay --test`
-replays the whole series; so does tests/test_replay.py.
+that it is compared from now on. What trains, takes long or reads such a cell is tagged
+`nbval-skip`. `python -m ci.replay --test` replays the whole series; so does tests/test_replay.py.
 """
 
 import argparse
 import ast
-import json
 import os
 import re
 import subprocess
+import symtable
 import sys
-import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from ci import kernels
+from ci.series import offline
 from rlgenkit.commands.committed import text_of
-from rlgenkit.commands.places import ROOT, TEMPLATE, find, series
-
-from . import warm
+from rlgenkit.commands.places import ROOT, TEMPLATE, ended, find, read, series
 
 CHECK, SKIP = "nbval-check-output", "nbval-skip"
 RULES = ROOT / "ci" / "replay.cfg"  # what nbval rounds before it compares
-CELL_S, NOTEBOOK_S = 3.0, 6.0  # longest cell, and longest sum, beyond imports and the start
-TRAINS = re.compile(r"\brun\.(?!paths)\w+")
+CELL_S, NOTEBOOK_S = 3.0, 4.0  # what a cell, and a notebook without its imports, may take
+CHEAP_S = 0.1  # a cell that takes less is replayed though no compared one needs it
+TRAINS = re.compile(r"\brun\.(?!paths|result)\w+")  # what trains, restores or judges
+EDGE = 1e-4  # relative change of a printed number that must not change its rounded form
+
+
+@dataclass
+class Cell:
+    """A code cell that was run: its index, what it defines, what it reads, seconds, and whether
+    its text was the committed one."""
+
+    index: int
+    made: set[str]
+    read: set[str]
+    seconds: float
+    same: bool
 
 
 def names_of(source: str) -> tuple[set[str], set[str]]:
-    """Names that a cell defines at its top level, and all names that it reads."""
-    tree = ast.parse(source)
-    made = {
-        n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-    }
-    made |= {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    for node in tree.body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            made |= {(a.asname or a.name).split(".")[0] for a in node.names}
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return made, read
+    """Global names that a cell makes or changes, and those that it or its functions read."""
+    table, tree = symtable.symtable(source, "cell", "exec"), ast.parse(source)
+    own = table.get_symbols()
+    made = {s.get_name() for s in own if s.is_assigned() or s.is_imported() or s.is_namespace()}
+    for node in ast.walk(tree):  # x[0] = ..., x.y = ...
+        if isinstance(node, (ast.Subscript, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            made |= {n.id for n in ast.walk(node.value) if isinstance(n, ast.Name)}
+    used = {s.get_name() for s in own if s.is_referenced()}
+    for inner in scopes(table):
+        used |= {s.get_name() for s in inner.get_symbols() if s.is_global() and s.is_referenced()}
+    return made, used
 
 
-def text_outputs(cell: dict) -> list[str]:
-    """The text of a cell's outputs, as nbval compares it: streams joined, numbers rounded."""
-    stream, rest = "", []
-    for output in cell.get("outputs", []):
-        if output["output_type"] == "stream":
-            stream += "".join(output["text"])
-        else:
-            data = {k: v for k, v in output.get("data", {}).items() if k.startswith("text/")}
-            rest.append(json.dumps({k: rounded("".join(v)) for k, v in data.items()}))
-    return [rounded(stream), *rest]
+def scopes(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
+    """All scopes within one."""
+    for child in table.get_children():
+        yield child
+        yield from scopes(child)
+
+
+def parts(source: str) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Statements of a cell: those that define functions and classes, and the others."""
+    body = ast.parse(source).body
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [n for n in body if isinstance(n, kinds)], [n for n in body if not isinstance(n, kinds)]
+
+
+def trains(statements: list[ast.stmt]) -> bool:
+    """Whether they ask the run for something."""
+    return any(TRAINS.search(ast.unparse(n)) for n in statements)
 
 
 def rounded(text: str) -> str:
-    """A text with the replacements of ci/replay.cfg."""
-    rules = re.findall(r"regex: (.+)\nreplace: (.*)", RULES.read_text(encoding="utf-8"))
+    """A text with the replacements of ci/replay.cfg, as nbval makes them."""
+    rules = re.findall(r"^regex: (.*)$\n^replace: (.*)$", RULES.read_text("utf-8"), flags=re.M)
     for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+        text = re.sub(pattern, replacement, text)
     return text
 
 
-def copied(notebook: Path, folder: Path) -> Path:
-    """A copy in `folder`/notebooks, beside a link to data, whose run folder is in `folder` too, so
-    that no run of a reader is touched."""
-    (folder / "notebooks").mkdir(exist_ok=True)
-    if not (folder / "data").exists():
-        (folder / "data").symlink_to(ROOT / "data")
-    nb = json.loads(notebook.read_text(encoding="utf-8"))
-    place = repr(str(folder / notebook.stem))
-    for cell in nb["cells"]:
-        if "parameters" in cell["metadata"].get("tags", []):
-            cell["source"] = [
-                re.sub(r"^out_dir: str = None", lambda _: f"out_dir: str = {place}", line)
-                for line in cell["source"]
-            ]
-    copy = folder / "notebooks" / notebook.name
-    copy.write_text(text_of(nb), encoding="utf-8")
-    return copy
+def is_firm(text: str) -> bool:
+    """Whether the rounded text stays when its numbers change a little."""
+
+    def moved(factor: float) -> str:
+        def change(number: re.Match) -> str:
+            return f"{float(number[0]) * factor:.{len(number[1])}f}"
+
+        return re.sub(r"\d+\.(\d{3,})(?![\de])", change, text)
+
+    return rounded(moved(1 - EDGE)) == rounded(text) == rounded(moved(1 + EDGE))
 
 
-def tags_of(notebook: Path, threads: int) -> dict[int, str]:
-    """The tag of each code cell that has one, from a run of what is quick."""
+def texts(cell: dict) -> list[str]:
+    """The texts of a cell's outputs that nbval compares, streams joined."""
+    found = {}
+    for output in cell.get("outputs", []):
+        if output["output_type"] == "stream":
+            name = output["name"]
+            found[name] = found.get(name, "") + "".join(output["text"])
+        else:
+            for kind, value in output.get("data", {}).items():
+                if kind.startswith("text/"):
+                    name = f"{len(found)} {kind}"
+                    found[name] = "".join(value)
+    return [f"{name}: {text}" for name, text in found.items()]
+
+
+def agree(cell: dict, committed: dict) -> bool:
+    """Whether there is text, the same as committed when rounded, and far from a rounding's edge."""
+    new, old = texts(cell), texts(committed)
+    return (
+        bool(new) and list(map(rounded, new)) == list(map(rounded, old)) and all(map(is_firm, old))
+    )
+
+
+def run_quick(notebook: Path) -> list[Cell]:
+    """Run the cells that are quick and do not train, in one kernel; those that ended well."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-    tags, costly, spent = {}, set(), 0.0
-    with tempfile.TemporaryDirectory() as name:
-        copy = copied(notebook, Path(name))
-        committed, nb = (nbformat.read(copy, as_version=4) for _ in range(2))
-        client = NotebookClient(nb, timeout=60, interrupt_on_timeout=True, kernel_name=warm.NAME)
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONHASHSEED": str(threads)}
-        with client.setup_kernel(cwd=str(copy.parent), env=env):
-            for i, cell in enumerate(nb.cells):
-                if cell.cell_type != "code":
-                    continue
-                made, read = names_of(cell.source)
-                if read & costly or _trains(cell.source) or spent > NOTEBOOK_S:
-                    tags[i], costly = SKIP, costly | made
-                    continue
-                start = time.monotonic()
-                try:
-                    client.execute_cell(cell, i)
-                except (CellExecutionError, CellTimeoutError):
-                    tags[i], costly = SKIP, costly | made
-                    continue
-                took = time.monotonic() - start
-                if (
-                    took > CELL_S
-                    and "import " not in cell.source
-                    and "wb.start(" not in cell.source
-                ):
-                    tags[i], costly = SKIP, costly | made
-                    continue
-                spent += took
-                costly |= _training_functions(cell.source)
-                same = text_outputs(cell) == text_outputs(committed.cells[i])
-                if same and any(text_outputs(cell)):
-                    tags[i] = CHECK
-    return tags
+    committed = read(notebook)["cells"]
+    nb = nbformat.read(notebook, as_version=4)
+    client = NotebookClient(nb, timeout=30, interrupt_on_timeout=True, kernel_name="python3")
+    done, missing = [], set()  # missing: names that only a longer run has
+    with client.setup_kernel():
+        for i, cell in enumerate(nb.cells):
+            if cell.cell_type != "code" or not cell.source.strip():
+                continue
+            made, used = names_of(cell.source)
+            functions, rest = parts(cell.source)
+            if rest and (used & missing or trains(rest)):
+                missing |= made
+                continue
+            start = time.monotonic()
+            try:
+                client.execute_cell(cell, i)
+            except (CellExecutionError, CellTimeoutError):
+                missing |= made
+                continue
+            took = time.monotonic() - start
+            client.timeout = 6 if done else 30
+            if took > CELL_S and "import " not in cell.source:
+                missing |= made
+                continue
+            missing -= made
+            if not rest and (used & missing or trains(functions)):
+                missing |= made
+            missing |= {f.name for f in functions if trains([f])}
+            done.append(Cell(i, made, used, took, agree(cell, committed[i])))
+    return done
 
 
-def _trains(source: str) -> bool:
-    """Whether a cell asks the run for something outside of functions."""
-    tree = ast.parse(source)
-    body = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-    return any(TRAINS.search(ast.unparse(n)) for n in body)
+def needed(cells: list[Cell]) -> list[Cell]:
+    """Those whose text is compared, what they read, and what costs next to nothing."""
+    kept, names = [], set()
+    for cell in reversed(cells):
+        if cell.same or cell.made & names or cell.seconds < CHEAP_S:
+            kept, names = [cell, *kept], names | cell.read
+    return kept
 
 
-def _training_functions(source: str) -> set[str]:
-    """Functions of a cell that ask the run for something: whoever calls them trains."""
-    tree = ast.parse(source)
-    return {
-        n.name
-        for n in tree.body
-        if isinstance(n, ast.FunctionDef) and TRAINS.search(ast.unparse(n))
-    }
+def without(cells: list[Cell], one: Cell) -> list[Cell]:
+    """What is left when one cell goes, with it all that read it and all that nothing needs now."""
+    lost, kept = set(), []
+    for cell in cells:
+        if cell is one or cell.read & lost:
+            lost |= cell.made
+        else:
+            lost -= cell.made
+            kept.append(cell)
+    return needed(kept)
 
 
-def write(notebook: Path) -> str:
-    """Tag one notebook; one line on what came out.  Compared is what came out twice as committed,
-    with one thread and with two."""
-    nb = json.loads(notebook.read_text(encoding="utf-8"))
-    first, second = (tags_of(notebook, threads) for threads in (1, 2))
-    found = {i: tag for i, tag in first.items() if tag == SKIP or second.get(i) == CHECK}
-    found |= {i: SKIP for i, tag in second.items() if tag == SKIP}
+def affordable(cells: list[Cell]) -> list[Cell]:
+    """Cells that take NOTEBOOK_S in all: those go first that save most per compared cell."""
+    cells = needed(cells)
+    while (over := sum(c.seconds for c in cells) - NOTEBOOK_S) > 0:
+
+        def worth(left: list[Cell]) -> float:
+            gone = [c for c in cells if c not in left]
+            return min(over, sum(c.seconds for c in gone)) / (1 + sum(c.same for c in gone))
+
+        cells = max((without(cells, c) for c in cells if c.seconds >= CHEAP_S), key=worth)
+    return cells
+
+
+def tags_of(notebook: Path) -> dict[int, str]:
+    """Index -> tag of each code cell that has one."""
+    kept = {cell.index: cell for cell in affordable(run_quick(notebook))}
+    found = {}
+    for i, cell in enumerate(read(notebook)["cells"]):
+        if cell["cell_type"] == "code" and i not in kept:
+            found[i] = SKIP
+        elif i in kept and kept[i].same:
+            found[i] = CHECK
+    return found
+
+
+def write(notebook: Path, found: Mapping[int, str]) -> None:
+    """Write these tags into the notebook, in place of those that it has."""
+    nb = read(notebook)
     for i, cell in enumerate(nb["cells"]):
         old = cell["metadata"].get("tags", [])
-        tags = [tag for tag in old if tag not in (CHECK, SKIP)] + ([found[i]] if i in found else [])
-        if tags != old:  # the file's layout stays
-            cell["metadata"]["tags"] = tags
+        new = [tag for tag in old if tag not in (CHECK, SKIP)]
+        new += [found[i]] if i in found else []
+        if new != old:
+            cell["metadata"]["tags"] = new
     notebook.write_text(text_of(nb), encoding="utf-8")
-    words = [*found.values()]
-    cells = sum(c["cell_type"] == "code" for c in nb["cells"])
-    run = cells - words.count(SKIP)
-    return f"{notebook.stem:24} {cells} code cells, {run} replayed, {words.count(CHECK)} compared"
 
 
-def replay(copies: list[Path]) -> subprocess.CompletedProcess:
-    """nbval over these copies in a process of its own, on warm kernels."""
-    options = ["--nbval-lax", f"--nbval-sanitize-with={RULES}", "--nbval-kernel-name", warm.NAME]
-    quiet = [
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--noconftest",
-        "--rootdir",
-        str(ROOT),
-    ]
-    command = [sys.executable, "-m", "pytest", *options, *quiet, *map(str, copies)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+def tagged(notebook: Path) -> dict[int, str]:
+    """Index -> tag that nbval reads, of the notebook's cells."""
+    cells = enumerate(read(notebook)["cells"])
+    ours = ((i, set(cell["metadata"].get("tags", [])) & {CHECK, SKIP}) for i, cell in cells)
+    return {i: tag for i, both in ours for tag in both}
 
 
-def main() -> int:
-    """Tags anew of the notebooks named, or of all."""
-    parser = argparse.ArgumentParser(prog="ci.replay", description=__doc__.splitlines()[0])
-    parser.add_argument("notebooks", nargs="*")
-    parser.add_argument("--test", action="store_true", help="replay instead of writing tags")
-    args = parser.parse_args()
-    notebooks = [find(name) for name in args.notebooks] or [*series(), TEMPLATE]
-    with tempfile.TemporaryDirectory() as name, warm.kernels(Path(name)) as env:
-        os.environ.update(env)
-        if args.test:
-            done = replay([copied(notebook, Path(name)) for notebook in notebooks])
-            print(done.stdout[-4000:], done.stderr[-2000:])
-            return done.returncode
+def replay(notebooks: list[Path], env: Mapping[str, str]) -> subprocess.CompletedProcess:
+    """nbval over these notebooks, in a process of its own with this environment."""
+    options = ["--nbval-lax", f"--nbval-sanitize-with={RULES}", "--nbval-cell-timeout=60"]
+    plain = ["-q", "--color=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", *options, *plain]
+    return subprocess.run(
+        [*command, *map(str, notebooks)], env=env, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def drop_failed(notebook: Path, report: str) -> bool:
+    """Take the tags of cells that failed when nbval ran them once more; whether any did.
+
+    A text that differed is compared no more; the first cell that raised an error is skipped."""
+    name = re.escape(notebook.name)
+    failed = re.findall(rf"^_+ \S*{name}::Cell (\d+) _+\n.*\nCell \d+: (.+)", report, flags=re.M)
+    codes = [i for i, c in enumerate(read(notebook)["cells"]) if c["cell_type"] == "code"]
+    differ = [codes[int(number)] for number, why in failed if why == "Cell outputs differ"]
+    found = {i: word for i, word in tagged(notebook).items() if i not in differ}
+    errors = [codes[int(number)] for number, why in failed if why != "Cell outputs differ"]
+    if failed:
+        write(notebook, found | {i: SKIP for i in errors[:1]})
+    return bool(failed)
+
+
+def summary(notebook: Path) -> str:
+    """How many of a notebook's cells are replayed and compared."""
+    found = [*tagged(notebook).values()]
+    codes = sum(c["cell_type"] == "code" for c in read(notebook)["cells"])
+    run = codes - found.count(SKIP)
+    return f"{notebook.stem:24} {codes} cells, {run} replayed, {found.count(CHECK)} compared"
+
+
+def tag(notebooks: list[Path]) -> None:
+    """Tag from a run on one thread, then replay on two and drop what does not come out again."""
+    with kernels.started(OMP_NUM_THREADS="1", PYTHONHASHSEED="1") as env:
+        os.environ["JUPYTER_PATH"] = env["JUPYTER_PATH"]
         for notebook in notebooks:
-            print(write(notebook), flush=True)
-    return 0
+            write(notebook, tags_of(notebook))
+    with kernels.started(OMP_NUM_THREADS="2", PYTHONHASHSEED="2") as env:
+        left = notebooks
+        while left:
+            report = replay(left, env).stdout
+            left = [notebook for notebook in left if drop_failed(notebook, report)]
+    for notebook in notebooks:
+        print(summary(notebook))
+
+
+def main(argv: list[str]) -> int:
+    """Tags anew of the notebooks named, or of all."""
+    ask = argparse.ArgumentParser(prog="ci.replay", description=__doc__.splitlines()[0])
+    ask.add_argument("notebooks", nargs="*")
+    ask.add_argument("--test", action="store_true", help="replay instead of writing tags")
+    args = ask.parse_args(argv)
+    notebooks = [find(name) for name in args.notebooks] or [*series(), TEMPLATE]
+    if not args.test:
+        tag(notebooks)
+        return 0
+    with kernels.started(**offline()) as env:
+        done = replay(notebooks, env)
+    print(done.stdout)
+    return done.returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended(main, sys.argv[1:]))

@@ -14,7 +14,7 @@ from ci import series as runner
 # run has the same bytes in whichever process it is made.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RUNS = ["test_notebooks.py", "test_determinism.py", "test_full_profile.py"]
+RUNS = ["test_notebooks.py", "test_determinism.py", "test_full_profile.py", "test_replay.py"]
 # Long groups come first, so that the many short ones fill the end.
 FIRST = [
     *RUNS,

@@ -22,7 +22,7 @@ def update(out, groups, processes):
         env={**os.environ, **runner.offline(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return [load_file(f"{out}.{k}") for k in range(processes)]

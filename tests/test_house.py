@@ -169,7 +169,7 @@ BUDGET = {
     "optimizers": 7850,
     "workbook": 30600,
     "commands": 11000,
-    "ci": 23500,
+    "ci": 24300,
     "data": 27200,
 }
 
